@@ -1,0 +1,110 @@
+"""What attribution returns: scores of training examples for queries, and signals of single examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from whence.errors import ConfigError
+
+__all__ = ["Scores", "Signal"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scores:
+    """Scores of N training examples for Q queries.
+
+    ``values[q, i]`` predicts (measurement of query q without training example i) − (measurement with it),
+    after retraining. With the default measurement, the query's loss, positive means that the example is
+    helpful and negative that it is harmful.
+
+    Args:
+        values: [Q, N].
+        query_ids: [Q], the rows.
+        ids: [N], the columns.
+        unit: Unit of the values ("nats" for a cross-entropy), or None for methods that can only rank.
+    """
+
+    values: Tensor
+    query_ids: np.ndarray
+    ids: np.ndarray
+    unit: str | None
+
+    def __post_init__(self) -> None:
+        if tuple(self.values.shape) != (len(self.query_ids), len(self.ids)):
+            raise ConfigError(
+                f"values must have shape ({len(self.query_ids)}, {len(self.ids)}), got {tuple(self.values.shape)}."
+            )
+
+    def top(self, k: int = 10) -> pd.DataFrame:
+        """Return, for every query, the k examples whose removal raises the measurement the most.
+
+        Returns:
+            A frame with columns ``query, rank, id, score``, Q·k rows. Ties are broken by column order.
+        """
+        return self._extreme(k, largest=True)
+
+    def bottom(self, k: int = 10) -> pd.DataFrame:
+        """Return, for every query, the k examples whose removal lowers the measurement the most.
+
+        Returns:
+            A frame with columns ``query, rank, id, score``, Q·k rows. Ties are broken by column order.
+        """
+        return self._extreme(k, largest=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the scores as a frame: one row a query, one column a training example."""
+        values = self.values.detach().cpu().numpy()
+        return pd.DataFrame(values, index=pd.Index(self.query_ids, name="query"), columns=self.ids)
+
+    def _extreme(self, k: int, *, largest: bool) -> pd.DataFrame:
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, got {k}.")
+        kept = min(k, len(self.ids))
+        values = self.values.detach().cpu().numpy()
+        order = np.argsort(-values if largest else values, axis=1, kind="stable")[:, :kept]  # [Q, K]
+        return pd.DataFrame(
+            {
+                "query": np.repeat(self.query_ids, kept),
+                "rank": np.tile(np.arange(1, kept + 1), len(self.query_ids)),
+                "id": self.ids[order].reshape(-1),
+                "score": np.take_along_axis(values, order, axis=1).reshape(-1),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Signal:
+    """One number an example, in row order, with ids. Behaves like a one-dimensional array.
+
+    Args:
+        values: [N].
+        ids: [N].
+        name: What the numbers are, such as "self-influence".
+        unit: Their unit, or None.
+    """
+
+    values: np.ndarray
+    ids: np.ndarray
+    name: str
+    unit: str | None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return the values as an array, so that NumPy functions take a signal."""
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def __len__(self) -> int:
+        """Return the number of examples N."""
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the values at row positions ``index``."""
+        return self.values[index]
+
+    def to_series(self) -> pd.Series:
+        """Return the values as a pandas series indexed by id."""
+        return pd.Series(self.values, index=pd.Index(self.ids, name="id"), name=self.name)
