@@ -1,6 +1,25 @@
 """Data: examples with ids and fingerprints, readers, noise injectors."""
 
 from whence.data.examples import Batch, Examples, as_examples, id_keys, uniform
-from whence.data.labelled import Kind, LabelledData
+from whence.data.labelled import Content, Kind, LabelledData
+from whence.data.noise import Noise, other_class_noise, pair_noise, uniform_noise
+from whence.data.readers import ReadOptions, from_arrays, from_frame, read
 
-__all__ = ["Batch", "Examples", "Kind", "LabelledData", "as_examples", "id_keys", "uniform"]
+__all__ = [
+    "Batch",
+    "Content",
+    "Examples",
+    "Kind",
+    "LabelledData",
+    "Noise",
+    "ReadOptions",
+    "as_examples",
+    "from_arrays",
+    "from_frame",
+    "id_keys",
+    "other_class_noise",
+    "pair_noise",
+    "read",
+    "uniform",
+    "uniform_noise",
+]

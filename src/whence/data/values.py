@@ -1,0 +1,118 @@
+"""What one cell or one column of a table is: missing, a number, text, an image, or something nested."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["MISSING", "is_nested", "missing_mask", "quoted", "to_numbers", "to_texts"]
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+Column: TypeAlias = "pd.Series[Any]"
+
+MISSING = frozenset({"", "?", "NA", "N/A", "n/a", "nan", "NaN", "NAN", "null", "NULL", "<NA>", "#N/A"})
+
+
+def missing_mask(column: Column) -> Array:
+    """[N] bool: None, NaN, NaT or one of the markers ``MISSING`` after stripping white space."""
+    mask = column.isna().to_numpy(dtype=bool)
+    if is_textual(column):
+        texts = column.to_numpy(dtype=object)
+        mask = mask | np.fromiter(
+            (isinstance(text, str) and (len(text) < 16 and text.strip() in MISSING) for text in texts),
+            dtype=bool,
+            count=len(texts),
+        )
+    return mask
+
+
+def is_textual(column: Column) -> bool:
+    """Whether the column can hold strings (object, str, category)."""
+    return bool(
+        column.dtype == object
+        or isinstance(column.dtype, pd.CategoricalDtype)
+        or pd.api.types.is_string_dtype(column.dtype)
+    )
+
+
+def is_nested(value: object) -> bool:
+    """Whether a cell holds several values or an object instead of one value."""
+    return isinstance(value, (list, tuple, set, dict, np.ndarray, pd.Series, pd.DataFrame))
+
+
+def to_numbers(column: Column, missing: Array) -> Array | None:
+    """[N] float64 with NaN for the missing, or None when some value is not a number."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object)
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
+        stamps = pd.to_datetime(column, utc=True).dt.tz_localize(None).to_numpy(dtype="datetime64[us]")
+        days = stamps.astype(np.int64) / 86_400e6
+        days[missing] = np.nan
+        return days
+    if pd.api.types.is_timedelta64_dtype(column.dtype):
+        seconds = column.dt.total_seconds().to_numpy(dtype=np.float64)
+        return np.where(missing, np.nan, seconds)
+    if pd.api.types.is_bool_dtype(column.dtype) or pd.api.types.is_numeric_dtype(column.dtype):
+        if pd.api.types.is_complex_dtype(column.dtype):
+            return None
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    present = column[~missing]
+    numbers = np.full(len(column), np.nan)
+    parsed = _parsed(present)
+    if parsed is None:
+        return None
+    numbers[~missing] = parsed
+    return numbers
+
+
+def _parsed(present: Column) -> Array | None:
+    """Numbers out of the strings, ints, floats and Decimals of a column, or None."""
+    values = present.to_numpy(dtype=object)
+    if any(isinstance(value, (bytes, datetime.date, datetime.timedelta, complex)) for value in values):
+        return None
+    if any(is_nested(value) for value in values):
+        return None
+    plain = [float(value) if isinstance(value, decimal.Decimal) else value for value in values]
+    series = pd.Series(plain, dtype=object)
+    numbers = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64)
+    return None if bool(np.isnan(numbers).any()) else numbers
+
+
+def to_texts(values: Iterable[Any]) -> list[str]:
+    """Each value as text: a string as it is, an integral float without ".0", None as ""."""
+    return [_text(value) for value in values]
+
+
+def _text(value: Any) -> str:
+    """One value as text."""
+    if isinstance(value, str):
+        return value if value.isascii() else repaired(value)
+    if value is None or value is pd.NaT or value is pd.NA:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, (float, np.floating)):
+        number = float(value)
+        return "" if np.isnan(number) else str(int(number)) if number.is_integer() else repr(number)
+    return str(value)
+
+
+def repaired(text: str) -> str:
+    """The text with lone surrogates (which no file can hold) replaced by U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def quoted(names: Iterable[object], limit: int = 12) -> str:
+    """Names joined for a message, the rest counted."""
+    listed = [str(name) for name in names]
+    shown = ", ".join(name if len(name) <= 60 else name[:57] + "..." for name in listed[:limit])
+    return shown + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
