@@ -1,0 +1,95 @@
+"""What every curvature offers: a frozen config that is fitted to gradients and then applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from whence.errors import ConfigError, NumericalError
+from whence.gradients import Gradients, GradientStream
+
+__all__ = [
+    "DEFAULT_DAMPING",
+    "Curvature",
+    "Damping",
+    "Preconditioner",
+    "Relative",
+    "absolute",
+    "eigen",
+    "validate_damping",
+]
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Damping as a multiple of the mean eigenvalue of the loss's curvature, layer by layer.
+
+    Args:
+        factor: The multiple. The weight decay is not part of the mean; it is added on top.
+    """
+
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.factor < float("inf"):
+            raise ConfigError(f"Relative damping must be zero or positive, got {self.factor}.")
+
+
+Damping = float | Relative
+DEFAULT_DAMPING = Relative(0.1)
+
+
+class Preconditioner(Protocol):
+    """A fitted curvature: products with H⁻¹, H = curvature + (damping + weight decay) I."""
+
+    def precondition(self, gradients: Gradients) -> Gradients:
+        """Return H⁻¹ g for every query's gradient."""
+
+    def quadratic(self, gradients: Gradients) -> Tensor:
+        """Return gᵀ H⁻¹ g for every example [B]."""
+
+    def leverage(self, jacobians: list[Gradients]) -> Tensor:
+        """Return J H⁻¹ Jᵀ [B, C, C] from the gradients of the C outputs."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return what was fitted: damping and, where there is an approximation, its residual."""
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return everything needed to restore it: JSON-able settings and tensors."""
+
+
+class Curvature(Protocol):
+    """A config: which approximation of the curvature to fit."""
+
+    def fit(self, stream: GradientStream, *, seed: int, budget: int = 0) -> Preconditioner:
+        """Fit to the training gradients."""
+
+
+def validate_damping(damping: Damping) -> None:
+    """Raise unless the damping is a number ≥ 0 or `Relative`."""
+    if isinstance(damping, Relative):
+        return
+    if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 <= damping < float("inf"):
+        raise ConfigError(f"damping must be a number >= 0 or Relative(factor), got {damping!r}.")
+
+
+def absolute(damping: Damping, mean_eigenvalue: float) -> float:
+    """Return the number to add to the eigenvalues."""
+    return damping.factor * mean_eigenvalue if isinstance(damping, Relative) else float(damping)
+
+
+def eigen(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (clamped at 0) and eigenvectors of a covariance, in float64.
+
+    Raises:
+        NumericalError: The matrix is not finite; the message names the layer.
+    """
+    if not torch.isfinite(matrix).all():
+        raise NumericalError(
+            f"covariance of layer {name!r} must be finite, got NaN or infinity. Check the inputs and the loss."
+        )
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return values.clamp(min=0.0), vectors

@@ -1,0 +1,36 @@
+"""Per-example gradients, kept factored: capture, inner products, streaming passes."""
+
+from whence.gradients.capture import Tape, record
+from whence.gradients.factors import Factor, Gradients, Lookup, Matrix, Outer, concatenate, squared_norm
+from whence.gradients.layers import Coverage, Layer, find_layers
+from whence.gradients.stream import (
+    Chunk,
+    Fisher,
+    GradientStream,
+    check_capture,
+    chunk_size,
+    dense_query_gradients,
+    parameter_gradients,
+)
+
+__all__ = [
+    "Chunk",
+    "Coverage",
+    "Factor",
+    "Fisher",
+    "GradientStream",
+    "Gradients",
+    "Layer",
+    "Lookup",
+    "Matrix",
+    "Outer",
+    "Tape",
+    "check_capture",
+    "chunk_size",
+    "concatenate",
+    "dense_query_gradients",
+    "find_layers",
+    "parameter_gradients",
+    "record",
+    "squared_norm",
+]

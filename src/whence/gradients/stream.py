@@ -1,0 +1,211 @@
+"""Streaming passes over per-example gradients, chunk by chunk, in row order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whence.data import Batch, Examples, uniform
+from whence.errors import ConfigError, NumericalError
+from whence.gradients.capture import Tape, record
+from whence.gradients.factors import Gradients, Matrix
+from whence.gradients.layers import Coverage, Layer
+from whence.tasks import Task
+
+__all__ = [
+    "Chunk",
+    "Fisher",
+    "GradientStream",
+    "check_capture",
+    "chunk_size",
+    "dense_query_gradients",
+    "parameter_gradients",
+]
+
+Fisher = Literal["auto", "sampled", "exact", "empirical"]
+_TARGET_BYTES = 8 * 2**20
+_LARGEST_CHUNK = 1024
+_EXACT_CLASSES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some consecutive examples after one recorded forward pass."""
+
+    rows: np.ndarray
+    batch: Batch
+    task: Task
+    tape: Tape
+    outputs: Tensor | None
+    losses: Tensor
+
+    def training(self, *, keep: bool = False) -> Gradients:
+        """Return the gradients of the training loss."""
+        return self.tape.gradients(self.losses, keep=keep)
+
+    def seeded(self, seeds: Tensor, *, keep: bool = True) -> Gradients:
+        """Return the gradients of the outputs contracted with ``seeds`` [B, ...]."""
+        assert self.outputs is not None
+        return self.tape.gradients(self.outputs, seeds, keep=keep)
+
+
+@dataclass(frozen=True, eq=False)
+class GradientStream:
+    """Passes over the gradients of a task's training examples.
+
+    Args:
+        task: Model and loss; the model should be in evaluation mode (`Task.evaluating`).
+        layers: Attributed layers.
+        examples: The training examples.
+        chunk: Examples a chunk.
+    """
+
+    task: Task
+    layers: tuple[Layer, ...]
+    examples: Examples
+    chunk: int
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield every chunk with its forward pass recorded. Cost: one forward pass over the data."""
+        for start in range(0, len(self.examples), self.chunk):
+            rows = np.arange(start, min(start + self.chunk, len(self.examples)))
+            yield self.run(self.examples.batch(rows), rows)
+
+    def run(self, batch: Batch, rows: np.ndarray) -> Chunk:
+        """Return one batch with its forward pass recorded."""
+        batch = self.task.place(batch)
+        with self.task.evaluating(), record(self.task.model, self.layers) as tape:
+            outputs = self.task.forward(batch) if self.task.smooth_loss is not None else None
+            losses = self.task.losses(batch, outputs)
+        _check_losses(losses, batch)
+        return Chunk(rows=rows, batch=batch, task=self.task, tape=tape, outputs=outputs, losses=losses)
+
+    def fisher(self, chunk: Chunk, kind: Fisher, seed: int, *, keep: bool = False) -> list[Gradients]:
+        r"""Return gradients whose outer products sum to the chunk's part of the Fisher matrix.
+
+        Args:
+            chunk: One of `chunks`.
+            kind: "sampled" (one label an example, drawn from the model, keyed by (seed, id)), "exact" (the
+                expectation over classes, as many backward passes), "empirical" (the given labels), "auto":
+                exact for at most 4 outputs, else sampled; empirical where the loss is a bare callable.
+            seed: Seed of the labels.
+            keep: Keep the graph.
+        """
+        kind = self.resolve(kind, chunk)
+        if kind == "empirical":
+            return [chunk.training(keep=keep)]
+        loss, outputs, targets = self.task.smooth_loss, chunk.outputs, chunk.batch.targets
+        assert loss is not None and outputs is not None and targets is not None
+        detached = outputs.detach()
+        if kind == "exact":
+            roots = loss.roots(detached, targets)
+            return [chunk.seeded(root, keep=keep or i + 1 < len(roots)) for i, root in enumerate(roots)]
+        draws = [uniform(chunk.batch.keys, seed, stream) for stream in range(loss.draws(detached))]
+        uniforms = torch.from_numpy(np.stack(draws, 1)).to(outputs.device)
+        return [chunk.seeded(loss.sample(detached, targets, uniforms).to(outputs.dtype), keep=keep)]
+
+    def resolve(self, kind: Fisher, chunk: Chunk) -> Fisher:
+        """Return the kind of Fisher matrix that "auto" stands for here."""
+        if kind == "empirical" or self.task.smooth_loss is None:
+            if kind in ("sampled", "exact"):
+                raise ConfigError(
+                    f'fisher="{kind}" needs a loss with a likelihood, got {self.task.loss!r}. '
+                    'Name the loss, or use fisher="empirical".'
+                )
+            return "empirical"
+        if kind != "auto":
+            return kind
+        outputs = chunk.outputs
+        assert outputs is not None
+        return "exact" if outputs.ndim <= 2 and outputs[0].numel() <= _EXACT_CLASSES else "sampled"
+
+
+def chunk_size(task: Task, layers: tuple[Layer, ...], examples: Examples) -> int:
+    """Return how many examples keep a chunk's factors near 8 MiB, so that buffers are small and reused."""
+    probe = GradientStream(task, layers, examples, 1)
+    numbers = probe.run(examples.batch(np.arange(1)), np.arange(1)).training().numbers
+    itemsize = torch.empty((), dtype=task.dtype).element_size()
+    return int(np.clip(_TARGET_BYTES // (numbers * itemsize), 1, _LARGEST_CHUNK))
+
+
+class _Measured(nn.Module):
+    """Wraps a function of a task so that its parameters can be replaced without touching the model."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self.task = task
+
+    def forward(self, what: str, batch: Batch | None) -> Tensor:
+        """Evaluate a loss, a measurement, or a measurement of the model alone."""
+        if batch is None:
+            return self.task.measure_model()
+        return self.task.losses(batch) if what == "loss" else self.task.measurements(batch)
+
+
+def parameter_gradients(task: Task, what: Literal["loss", "measurement"], batch: Batch | None) -> dict[str, Tensor]:
+    """Return the gradient of one summed value in every parameter, by plain autograd on copies."""
+    copies = {name: p.detach().clone().requires_grad_() for name, p in task.model.named_parameters()}
+    replaced = {f"model.{name}": p for name, p in copies.items()}
+    with task.evaluating(), torch.enable_grad():
+        value = torch.func.functional_call(_Measured(task), replaced, (what, batch))
+    gradients = torch.autograd.grad(value.sum(), list(copies.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(p) if g is None else g
+        for (name, p), g in zip(copies.items(), gradients, strict=True)
+    }
+
+
+def dense_query_gradients(task: Task, layers: tuple[Layer, ...], batch: Batch | None) -> Gradients:
+    """Return the measurement's gradients multiplied out, one autograd call a query."""
+    singles = [None] if batch is None else [batch.row(i) for i in range(len(batch))]
+    per_query = [parameter_gradients(task, "measurement", single) for single in singles]
+    layered = {}
+    for layer in layers:
+        layered[layer.name] = Matrix(torch.stack([layer.join(gradients) for gradients in per_query]))
+    return Gradients(layered)
+
+
+def check_capture(task: Task, coverage: Coverage, examples: Examples) -> None:
+    """Compare two examples' captured gradients with plain autograd.
+
+    Raises:
+        ConfigError: They differ; the message names the layer (a weight used outside its module, say).
+    """
+    rows = np.unique([0, len(examples) - 1])
+    stream = GradientStream(task, coverage.layers, examples, len(rows))
+    chunk = stream.run(examples.batch(rows), rows)
+    captured = chunk.training()
+    for position in range(len(rows)):
+        truth = parameter_gradients(task, "loss", chunk.batch.row(position))
+        for layer in coverage.layers:
+            matrix = captured.layers[layer.name].rows(slice(position, position + 1)).matrix()[0]
+            for name, ours in layer.split(matrix).items():
+                _compare(layer, ours, truth[name])
+
+
+def _compare(layer: Layer, ours: Tensor, truth: Tensor) -> None:
+    """Raise if a captured gradient differs from the true one by more than rounding."""
+    tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(truth.dtype, 5e-2)
+    error = (ours - truth).norm()
+    if not error <= tolerance * truth.norm() + tolerance * 1e-3:
+        raise ConfigError(
+            f"captured gradients of layer {layer.name!r} must equal autograd's, got a relative error of "
+            f"{float(error / truth.norm().clamp(min=1e-30)):.2g}. Its weight is used outside the module, shared, or "
+            "examples of a batch interact; leave it out with layers=."
+        )
+
+
+def _check_losses(losses: Tensor, batch: Batch) -> None:
+    """Raise if a loss is not finite."""
+    bad = (~torch.isfinite(losses)).nonzero().reshape(-1)
+    if len(bad):
+        raise NumericalError(
+            f"training loss must be finite, got {losses[bad[0]].item()} for example {batch.ids[int(bad[0])]!r}. "
+            "Check that example's inputs and target."
+        )

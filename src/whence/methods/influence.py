@@ -1,0 +1,386 @@
+"""Influence functions: the config, and what fitting it gives."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.curvature import EKFAC, Curvature, Exact, Preconditioner
+from whence.data import Examples, as_examples
+from whence.errors import ConfigError
+from whence.gradients import (
+    Coverage,
+    Gradients,
+    GradientStream,
+    Matrix,
+    check_capture,
+    chunk_size,
+    dense_query_gradients,
+    find_layers,
+)
+from whence.methods.corrected import Correction, LeaveOneOut, correct
+from whence.scores import Scores, Signal
+from whence.tasks import Loss, Task
+
+__all__ = ["Influence", "InfluenceAttribution", "weights_fingerprint"]
+
+_BLOCK_NUMBERS = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence:
+    r"""Influence functions with any curvature.
+
+    s(t, i) = (1/N) ∇m_tᵀ H⁻¹ (∇ℓ_i + λθ̂): the predicted rise of query t's measurement when training example i is
+    removed and the model trained again at the same λ on the mean loss.
+
+    Args:
+        curvature: What stands for H: `EKFAC` (default), `KFAC`, `Identity`, `Exact`.
+        layers: None for all supported layers, "last", or regular expressions of module names.
+        batch_size: Examples a chunk; None chooses one that keeps buffers small. It cannot change a score.
+        seed: Seed of sampled labels, used together with each example's id.
+        memory_budget: Bytes of training factors that may be kept in memory; beyond it they are recomputed.
+        dtype: Floating-point type to compute in: None is float64 for `Exact` and the model's own otherwise.
+
+    Reference: Koh & Liang (2017), eq. 2 and 5; sign and unit as stated above.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 2)
+        >>> train = (torch.randn(20, 3), torch.randint(0, 2, (20,)))
+        >>> attribution = Influence(curvature=Exact()).fit(Task(model, weight_decay=0.1), train)
+        >>> attribution.scores((train[0][:4], train[1][:4])).values.shape
+        torch.Size([4, 20])
+    """
+
+    curvature: Curvature = field(default_factory=EKFAC)
+    layers: str | Sequence[str] | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    memory_budget: int = 2**30
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}.")
+        if self.memory_budget < 0:
+            raise ConfigError(f"memory_budget must be zero or positive bytes, got {self.memory_budget}.")
+
+    def fit(self, task: Task, train: Any) -> InfluenceAttribution:
+        """Fit the curvature to the training examples.
+
+        Args:
+            task: A trained model with its loss. The model comes back bit-identical.
+            train: Training examples: anything that `as_examples` takes.
+
+        Raises:
+            ConfigError: No layer can be attributed, captured gradients differ from autograd's, or a setting does
+                not fit the task.
+            NumericalError: A loss, gradient or covariance is not finite, or the curvature is singular.
+
+        Cost: see the curvature.
+        """
+        examples = as_examples(train)
+        dtype = self.dtype if self.dtype is not None else torch.float64 if isinstance(self.curvature, Exact) else None
+        if dtype is not None and dtype != task.dtype:
+            task = task.with_model(copy.deepcopy(task.model).to(dtype))
+        coverage = find_layers(task.model, self.layers)
+        check_capture(task, coverage, examples)
+        chunk = self.batch_size or chunk_size(task, coverage.layers, examples)
+        stream = GradientStream(task, coverage.layers, examples, chunk)
+        preconditioner = self.curvature.fit(stream, seed=self.seed, budget=self.memory_budget)
+        return InfluenceAttribution(
+            config=self, task=task, coverage=coverage, preconditioner=preconditioner, examples=examples, stream=stream
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InfluenceAttribution:
+    """Influence, fitted: ask it for scores. Made by `Influence.fit` or `whence.load`.
+
+    Args:
+        config: The config it was made with.
+        task: Model, loss and measurement.
+        coverage: Which parameters are attributed.
+        preconditioner: H⁻¹.
+        examples: The training examples.
+        stream: Passes over their gradients.
+        stored: Factors read from a saved attribution, in row order.
+    """
+
+    config: Influence
+    task: Task
+    coverage: Coverage
+    preconditioner: Preconditioner
+    examples: Examples
+    stream: GradientStream
+    stored: Sequence[tuple[slice, Gradients]] | None = None
+    _kept: list[tuple[slice, Gradients]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_versions", self._parameter_versions())
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids of the training examples [N]."""
+        return self.examples.ids
+
+    def scores(self, queries: Any = None, *, leverage_corrected: bool = False) -> Scores:
+        """Return the score of every training example for every query.
+
+        Args:
+            queries: Anything that `as_examples` takes; None for a measurement of the model alone.
+            leverage_corrected: Use the second-order effect of removing an example on its own curvature, which
+                plain influence leaves out; it matters for examples that fix much of their own prediction.
+
+        Returns:
+            Scores [Q, N], in the measurement's unit; positive = removing the example raises the measurement.
+
+        Cost: one pass over the training factors (from memory where they fit the budget); with the correction C
+        backward passes over the training data.
+        """
+        blocks, query_ids = self._query_blocks(queries)
+        values = torch.empty(len(query_ids), len(self.examples), dtype=self.task.dtype, device=self.task.device)
+        training = self._corrected_gradients() if leverage_corrected else self.training_gradients()
+        for rows, gradients in training:
+            start = 0
+            for block in blocks:
+                values[start : start + len(block), rows] = block.inner(gradients)
+                start += len(block)
+        decay = self._decayed_weights
+        if decay is not None:
+            start = 0
+            for block in blocks:
+                values[start : start + len(block)] += block.inner(decay)
+                start += len(block)
+        unit = None if self._ranks_only else self.task.unit
+        return Scores(values=values / len(self.examples), query_ids=query_ids, ids=self.ids, unit=unit)
+
+    def self_scores(self, *, leverage_corrected: bool = False) -> Signal:
+        """Return every training example's score for its own training loss [N] (self-influence).
+
+        Args:
+            leverage_corrected: As in `scores`; the first-order change of the loss for the corrected parameters.
+
+        Cost: one pass over the training factors; nothing of size O·I is made for examples without positions.
+        """
+        values = np.empty(len(self.examples))
+        if leverage_corrected:
+            for rows, correction, _ in self._corrections():
+                values[rows] = (correction.gradient * correction.change).sum(1).cpu().numpy()
+        else:
+            preconditioned = self._preconditioned_decay
+            for rows, gradients in self.training_gradients():
+                own = self.preconditioner.quadratic(gradients)
+                if preconditioned is not None:
+                    own = own + preconditioned.inner(gradients)[0]
+                values[rows] = (own / len(self.examples)).cpu().numpy()
+        unit = None if self._ranks_only else _loss_unit(self.task)
+        return Signal(values=values, ids=self.ids, name="self-influence", unit=unit)
+
+    def leave_one_out(self) -> LeaveOneOut:
+        """Return every training example's predicted leave-one-out outputs and loss.
+
+        Cost: one forward pass and C backward passes without weight gradients.
+        """
+        loss = self.task.smooth_loss
+        outputs, fitted, own, held, leverage = [], [], [], [], []
+        for _, correction, chunk in self._corrections():
+            assert loss is not None and chunk.outputs is not None and chunk.batch.targets is not None
+            f = chunk.outputs.detach().reshape(len(chunk.losses), -1).double()
+            moved = f + correction.change
+            outputs.append(moved)
+            fitted.append(f)
+            own.append(chunk.losses.detach())
+            held.append(loss(moved.reshape(chunk.outputs.shape), chunk.batch.targets))
+            leverage.append(correction.leverage)
+        return LeaveOneOut(
+            outputs=torch.cat(outputs).cpu(),
+            losses=torch.cat(held).double().cpu().numpy(),
+            fitted_outputs=torch.cat(fitted).cpu(),
+            fitted_losses=torch.cat(own).double().cpu().numpy(),
+            leverage=torch.cat(leverage).cpu().numpy(),
+            ids=self.ids,
+            unit=_loss_unit(self.task),
+        )
+
+    def group_scores(self, groups: Mapping[str, Iterable[Any]], queries: Any = None) -> Scores:
+        """Return the score of removing whole groups, to first order: (1/(N−k)) ∇mᵀH⁻¹ Σ_{i∈group} g_i.
+
+        Args:
+            groups: Name → ids of training examples.
+            queries: As in `scores`.
+
+        Returns:
+            Scores [Q, number of groups], the names as ids.
+        """
+        single = self.scores(queries)
+        count = len(self.examples)
+        columns = []
+        for name, ids in groups.items():
+            rows = self.examples.rows_of(list(ids))
+            if not 0 < len(rows) < count:
+                raise ConfigError(f"group {name!r} must hold between 1 and {count - 1} examples, got {len(rows)}.")
+            columns.append(single.values[:, torch.from_numpy(rows)].sum(1) * count / (count - len(rows)))
+        names = np.array(list(groups), dtype=str)
+        return Scores(values=torch.stack(columns, 1), query_ids=single.query_ids, ids=names, unit=single.unit)
+
+    def parameter_change(self, ids: Sequence[Any]) -> dict[str, Tensor]:
+        """Return the predicted change of the parameters if ``ids`` are removed: (1/(N−k)) H⁻¹ Σ g_i, by name."""
+        rows = self.examples.rows_of(ids)
+        total = {layer.name: torch.zeros_like(layer.weights())[None] for layer in self.coverage.layers}
+        for part in np.array_split(rows, -(-len(rows) // self.stream.chunk)):
+            gradients = self.stream.run(self.examples.batch(part), part).training()
+            for name, factor in gradients.layers.items():
+                total[name] += factor.matrix().sum(0)
+        for layer in self.coverage.layers:
+            total[layer.name] += len(rows) * self.task.weight_decay * layer.weights()
+        change = self.preconditioner.precondition(Gradients({name: Matrix(m) for name, m in total.items()}))
+        named: dict[str, Tensor] = {}
+        for layer in self.coverage.layers:
+            matrix = change.layers[layer.name].matrix()[0] / (len(self.examples) - len(rows))
+            named.update(layer.split(matrix))
+        return named
+
+    @cached_property
+    def gradient_norm(self) -> float:
+        """Relative norm of ∇J at the weights, ‖∇J‖ / mean ‖∇ℓ_i‖: 0 at a stationary point. One pass."""
+        total = {layer.name: torch.zeros_like(layer.weights()) for layer in self.coverage.layers}
+        norms = 0.0
+        for _, gradients in self.training_gradients():
+            for name, factor in gradients.layers.items():
+                total[name] += _summed(factor)
+            norms += float(gradients.squared_norms().sqrt().sum())
+        count = len(self.examples)
+        for layer in self.coverage.layers:
+            total[layer.name] = total[layer.name] / count + self.task.weight_decay * layer.weights()
+        norm = float(torch.stack([matrix.square().sum() for matrix in total.values()]).sum()) ** 0.5
+        return norm / max(norms / count, 1e-300)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what was fitted, JSON-able: curvature with damping and residuals, and the attributed share."""
+        return {
+            "method": "influence",
+            "curvature": self.preconditioner.summary(),
+            "examples": len(self.examples),
+            "attributed_parameters": self.coverage.attributed,
+            "attributed_share": self.coverage.share,
+            "missed": [list(entry) for entry in self.coverage.missed],
+            "weight_decay": self.task.weight_decay,
+        }
+
+    def training_gradients(self) -> Iterator[tuple[slice, Gradients]]:
+        """Yield (rows, factored training gradients) in row order, from memory where they fit the budget."""
+        self._check_unchanged()
+        source = self.stored if self.stored is not None else self._kept
+        if source:
+            yield from source
+            return
+        kept: list[tuple[slice, Gradients]] = []
+        itemsize = torch.empty((), dtype=self.task.dtype).element_size()
+        for chunk in self.stream.chunks():
+            gradients = chunk.training()
+            rows = slice(int(chunk.rows[0]), int(chunk.rows[-1]) + 1)
+            if gradients.numbers * itemsize * len(self.examples) <= self.config.memory_budget:
+                kept.append((rows, gradients))
+            yield rows, gradients
+        self._kept.extend(kept)
+
+    @property
+    def _ranks_only(self) -> bool:
+        return self.preconditioner.summary().get("curvature") == "identity"
+
+    @cached_property
+    def _decayed_weights(self) -> Gradients | None:
+        """λθ̂ as the gradient of one example."""
+        if self.task.weight_decay == 0:
+            return None
+        decay = self.task.weight_decay
+        return Gradients({layer.name: Matrix(decay * layer.weights()[None]) for layer in self.coverage.layers})
+
+    @cached_property
+    def _preconditioned_decay(self) -> Gradients | None:
+        """H⁻¹ λθ̂."""
+        return None if self._decayed_weights is None else self.preconditioner.precondition(self._decayed_weights)
+
+    def _query_blocks(self, queries: Any) -> tuple[list[Gradients], np.ndarray]:
+        """Return H⁻¹∇m of all queries, in blocks whose products with a chunk stay small."""
+        self._check_unchanged()
+        layers = self.coverage.layers
+        if queries is None:
+            dense = dense_query_gradients(self.task, layers, None)
+            return [self.preconditioner.precondition(dense)], np.array(["model"])
+        examples = as_examples(queries)
+        blocks: list[Gradients] = []
+        for batch in examples.batches(self.stream.chunk):
+            placed = self.task.place(batch)
+            if self.task.measurement is None:
+                gradients = self.stream.run(batch, np.arange(len(batch))).training()
+            elif isinstance(self.task.measurement, Loss):
+                measured = Task(self.task.model, self.task.measurement, outputs=self.task.outputs)
+                run = GradientStream(measured, layers, examples, self.stream.chunk).run(batch, np.arange(len(batch)))
+                gradients = run.training()
+            else:
+                gradients = dense_query_gradients(self.task, layers, placed)
+            blocks.extend(self._preconditioned(gradients))
+        return blocks, examples.ids
+
+    def _preconditioned(self, gradients: Gradients) -> Iterator[Gradients]:
+        """Precondition some queries' gradients, a block at a time."""
+        first = self.preconditioner.precondition(gradients.rows(slice(0, 1)))
+        terms = max(next(iter(f.tensors().values())).shape[1] for f in first.layers.values())
+        size = max(1, _BLOCK_NUMBERS // (terms * min(self.stream.chunk, len(self.examples))))
+        for start in range(0, len(gradients), size):
+            yield self.preconditioner.precondition(gradients.rows(slice(start, start + size)))
+
+    def _corrections(self) -> Iterator[tuple[slice, Correction, Any]]:
+        """Yield (rows, correction, chunk) in row order."""
+        self._check_unchanged()
+        decay = self._preconditioned_decay
+        for chunk in self.stream.chunks():
+            rows = slice(int(chunk.rows[0]), int(chunk.rows[-1]) + 1)
+            yield rows, correct(chunk, self.preconditioner, decay, len(self.examples)), chunk
+
+    def _corrected_gradients(self) -> Iterator[tuple[slice, Gradients]]:
+        """Yield (rows, training gradients with the corrected residual) in row order."""
+        for rows, correction, chunk in self._corrections():
+            seeds = correction.residual.to(chunk.outputs.dtype).reshape(chunk.outputs.shape)
+            yield rows, chunk.seeded(seeds, keep=False)
+
+    def _parameter_versions(self) -> list[int]:
+        return [parameter._version for parameter in self.task.model.parameters()]
+
+    def _check_unchanged(self) -> None:
+        if self._parameter_versions() != self._versions:  # type: ignore[attr-defined]
+            raise ConfigError("the model must be the one that was fitted, but its weights have changed. Fit again.")
+
+
+def weights_fingerprint(task: Task) -> str:
+    """Return SHA-256 over the model's parameters and buffers by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(task.model.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}{values.dtype}{tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _loss_unit(task: Task) -> str | None:
+    return task.loss.unit if isinstance(task.loss, Loss) else None
+
+
+def _summed(factor: Any) -> Tensor:
+    """Return the gradients of a layer summed over examples [O, I]."""
+    if hasattr(factor, "a"):
+        summed: Tensor = factor.d.flatten(0, 1).T @ factor.a.flatten(0, 1)
+        return summed
+    total: Tensor = factor.matrix().sum(0)
+    return total
+
