@@ -1,0 +1,33 @@
+"""From results to something a person reads: one summary dict, one HTML file.
+
+``summarise`` turns data, suspects and evidence into a JSON-able dict; ``render`` and
+``render_explanation`` turn such dicts into self-contained pages. Nothing here computes a score.
+"""
+
+from whence.report.cards import (
+    MethodCard,
+    ModelCard,
+    Notice,
+    ReportLimits,
+    RunCard,
+    SecondsCard,
+    SuspicionCard,
+)
+from whence.report.content import Content, content_of
+from whence.report.html import render, render_explanation
+from whence.report.summary import summarise
+
+__all__ = [
+    "Content",
+    "MethodCard",
+    "ModelCard",
+    "Notice",
+    "ReportLimits",
+    "RunCard",
+    "SecondsCard",
+    "SuspicionCard",
+    "content_of",
+    "render",
+    "render_explanation",
+    "summarise",
+]
