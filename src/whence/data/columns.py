@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from whence.data.values import is_nested, missing_mask, quoted, to_numbers, to_texts
+from whence.data.values import is_nested, is_textual, missing_mask, quoted, to_numbers, to_texts
 from whence.errors import DataError
 
 __all__ = ["Part", "ProfiledColumn", "profile"]
@@ -62,30 +63,36 @@ def profile(column: pd.Series[Any], name: str, folder: Path | None = None) -> Pr
     Raises:
         DataError: infinite numbers, or complex ones.
 
-    Cost: a few passes over the column.
+    Cost: a few passes over the distinct values of a string column, over all values of another one.
     """
     cells = column.to_numpy(dtype=object)
     if holds_images(column, folder):
         return ProfiledColumn(name=name, part="image", values=cells)
     if column.dtype == object and any(is_nested(value) for value in cells):
-        return ProfiledColumn(
-            name=name, part="nested", values=cells, note=f"column {name} left out: holds lists or objects"
-        )
-    missing = missing_mask(column)
-    present = int((~missing).sum())
-    if present == 0:
-        return ProfiledColumn(
-            name=name, part="constant", values=cells, note=f"column {name} left out: every value is missing"
-        )
-    numbers = to_numbers(column, missing)
-    note = None
-    if numbers is None:
-        numbers, note = _with_strays(column, missing, name)
-    if numbers is not None:
-        return _numeric(name, numbers, note)
+        left_out = f"column {name} left out: holds lists or objects"
+        return ProfiledColumn(name=name, part="nested", values=cells, note=left_out)
     if pd.api.types.is_complex_dtype(column.dtype):
         raise DataError(f"column {name!r} must hold real numbers, got complex ones. Drop it with --drop {name}.")
-    return _stringlike(name, cells, missing)
+    distinct, codes = _distinct(column)
+    missing = missing_mask(distinct)
+    if bool(missing[codes].all()):
+        left_out = f"column {name} left out: every value is missing"
+        return ProfiledColumn(name=name, part="constant", values=cells, note=left_out)
+    numbers = to_numbers(distinct, missing)
+    note: str | None = None
+    if numbers is None:
+        numbers, note = _with_strays(distinct, missing, codes, name)
+    if numbers is not None:
+        return _numeric(name, numbers[codes], note)
+    return _stringlike(name, distinct, missing, codes)
+
+
+def _distinct(column: pd.Series[Any]) -> tuple[pd.Series[Any], Array]:
+    """The distinct values of a column of strings and each row's position in them; else the column itself."""
+    if is_textual(column) and pd.api.types.infer_dtype(column, skipna=True) == "string":
+        codes, values = pd.factorize(column.to_numpy(dtype=object), use_na_sentinel=False)
+        return pd.Series(np.asarray(values, dtype=object), dtype=object), np.asarray(codes)
+    return column.reset_index(drop=True), np.arange(len(column))
 
 
 def holds_images(column: pd.Series[Any], folder: Path | None) -> bool:
@@ -107,24 +114,23 @@ def _is_image(value: Any, folder: Path | None) -> bool:
         if len(value) > 1024 or not value.lower().endswith(IMAGE_ENDINGS) or "\0" in value:
             return False
         return ((folder or Path(".")) / value).is_file()
-    return hasattr(value, "convert") and hasattr(value, "size") and hasattr(value, "mode")  # a Pillow image
+    return isinstance(value, Image.Image)
 
 
-def _with_strays(column: pd.Series[Any], missing: Array, name: str) -> tuple[Array | None, str | None]:
+def _with_strays(distinct: pd.Series[Any], missing: Array, codes: Array, name: str) -> tuple[Array | None, str | None]:
     """A column of numbers with a few strays ("unknown"): those become missing, and a note names them."""
-    cells = column.to_numpy(dtype=object)
-    present = cells[~missing]
-    if not all(isinstance(value, (str, int, float)) for value in present):
+    cells = distinct.to_numpy(dtype=object)
+    if not all(isinstance(value, (str, int, float)) for value in cells[~missing]):
         return None, None
-    parsed = pd.to_numeric(pd.Series(present, dtype=object), errors="coerce").to_numpy(dtype=np.float64)
-    stray = np.isnan(parsed)
-    tokens = sorted({str(value) for value in present[stray]})
-    if stray.mean() > STRAY_SHARE or len(tokens) > STRAY_TOKENS or len(set(parsed[~stray])) < 5:
+    parsed = pd.to_numeric(pd.Series(cells, dtype=object).where(~missing), errors="coerce")
+    numbers = parsed.to_numpy(dtype=np.float64)
+    stray = np.isnan(numbers) & ~missing
+    tokens = sorted({str(value) for value in cells[stray]})
+    count, present = int(stray[codes].sum()), int((~missing[codes]).sum())
+    if count > STRAY_SHARE * present or len(tokens) > STRAY_TOKENS or len(np.unique(numbers[~np.isnan(numbers)])) < 5:
         return None, None
-    numbers = np.full(len(cells), np.nan)
-    numbers[~missing] = parsed
     shown = quoted((repr(token) for token in tokens), limit=STRAY_TOKENS)
-    return numbers, f"column {name}: {int(stray.sum())} values that are not numbers taken as missing ({shown})"
+    return numbers, f"column {name}: {count} values that are not numbers taken as missing ({shown})"
 
 
 def _numeric(name: str, numbers: Array, note: str | None) -> ProfiledColumn:
@@ -153,29 +159,28 @@ def _is_identifier(name: str, numbers: Array, distinct: int) -> bool:
     return bool((np.diff(numbers) == 1).all()) or ID_NAME.search(name) is not None
 
 
-def _stringlike(name: str, cells: Array, missing: Array) -> ProfiledColumn:
+def _stringlike(name: str, distinct: pd.Series[Any], missing: Array, codes: Array) -> ProfiledColumn:
     """Free text, categories, a constant or an identifier, by length, words and repetition."""
-    texts = to_texts(cells)
-    present = [text for text, gone in zip(texts, missing, strict=True) if not gone]
-    distinct = len(set(present))
-    characters = float(np.median([len(text) for text in present]))
-    words = float(np.mean([len(text[:2000].split()) for text in present]))
-    wordy = words >= WORDS_OF_TEXT or characters >= CHARACTERS_OF_TEXT
-    spaced = words >= 2 or not all(text[:2000].isascii() for text in present[:100])
-    if wordy and spaced and distinct > max(DISTINCT_OF_TEXT * len(present), 1):
-        return ProfiledColumn(name=name, part="text", values=cells, characters=characters, distinct=distinct)
-    if distinct == 1 and len(present) == len(texts):
-        shown = repr(present[0]) if len(present[0]) <= 40 else repr(present[0][:37] + "...")
-        return ProfiledColumn(name=name, part="constant", values=cells, note=f"column {name} left out: always {shown}")
-    if distinct == len(texts) and len(texts) >= ROWS_TO_JUDGE:
-        return ProfiledColumn(
-            name=name,
-            part="identifier",
-            values=cells,
-            note=f"column {name} left out: another value in every row",
-            characters=characters,
-            distinct=distinct,
-        )
-    values = np.empty(len(texts), dtype=object)
-    values[:] = [None if gone else text.strip() for text, gone in zip(texts, missing, strict=True)]
-    return ProfiledColumn(name=name, part="categorical", values=values, characters=characters, distinct=distinct)
+    texts = to_texts(distinct.tolist())
+    stripped = [None if gone else text.strip() for text, gone in zip(texts, missing, strict=True)]
+    rows = codes[~missing[codes]]
+    different = len({text for text in stripped if text is not None})
+    characters = float(np.median(np.array([len(text) for text in texts])[rows]))
+    words = float(np.mean(np.array([len(text[:2000].split()) for text in texts])[rows]))
+    values = np.array(stripped, dtype=object)[codes]
+    part: Part = "categorical"
+    note: str | None = None
+    if _is_free_text(texts, words, characters) and different > max(DISTINCT_OF_TEXT * len(rows), 1):
+        part, values = "text", np.array(texts, dtype=object)[codes]
+    elif different == 1 and len(rows) == len(codes):
+        shown = next(text for text in stripped if text is not None)
+        part, note = "constant", f"column {name} left out: always {shown[:40]!r}"
+    elif different == len(codes) and len(codes) >= ROWS_TO_JUDGE:
+        part, note = "identifier", f"column {name} left out: another value in every row"
+    return ProfiledColumn(name=name, part=part, values=values, note=note, characters=characters, distinct=different)
+
+
+def _is_free_text(texts: list[str], words: float, characters: float) -> bool:
+    """Several words, or many characters in a script without spaces."""
+    spaced = words >= 2 or not all(text[:2000].isascii() for text in texts[:100])
+    return spaced and (words >= WORDS_OF_TEXT or characters >= CHARACTERS_OF_TEXT)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-__all__ = ["MISSING", "is_nested", "missing_mask", "quoted", "to_numbers", "to_texts"]
+__all__ = ["MISSING", "is_nested", "is_textual", "missing_mask", "quoted", "repaired", "to_numbers", "to_texts"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Column: TypeAlias = "pd.Series[Any]"

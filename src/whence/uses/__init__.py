@@ -1,0 +1,1 @@
+"""What scores and data are used for: label errors, duplicates."""
