@@ -64,7 +64,7 @@ class Preconditioner(Protocol):
 class Curvature(Protocol):
     """A config: which approximation of the curvature to fit."""
 
-    def fit(self, stream: GradientStream, *, seed: int, budget: int = 0) -> Preconditioner:
+    def fit(self, stream: GradientStream, *, seed: int) -> Preconditioner:
         """Fit to the training gradients."""
 
 
@@ -91,5 +91,17 @@ def eigen(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
         raise NumericalError(
             f"covariance of layer {name!r} must be finite, got NaN or infinity. Check the inputs and the loss."
         )
-    values, vectors = torch.linalg.eigh(matrix.double())
+    matrix = matrix.double()
+    alive = matrix.diagonal() > 0  # a dead input is an eigenvector of its own
+    if bool(alive.all()):
+        values, vectors = torch.linalg.eigh(matrix)
+        return values.clamp(min=0.0), vectors
+    live, dead = alive.nonzero()[:, 0], (~alive).nonzero()[:, 0]
+    values = matrix.new_zeros(len(matrix))
+    vectors = torch.zeros_like(matrix)
+    vectors[dead, torch.arange(len(dead), device=matrix.device)] = 1.0
+    if len(live):
+        live_values, live_vectors = torch.linalg.eigh(matrix[live][:, live])
+        values[len(dead) :] = live_values
+        vectors[live, len(dead) :] = live_vectors
     return values.clamp(min=0.0), vectors

@@ -39,6 +39,7 @@ class EigenInverse:
     Args:
         q_g: Eigenvectors of the output side [O, O].
         q_a: Eigenvectors of the input side [I, I]; None is the identity (embeddings).
+        empty: How many leading columns of q_a no training input lies in; skipped for training gradients.
         grid: S [O, I].
         u: [R, O].
         v: [R, I].
@@ -46,6 +47,7 @@ class EigenInverse:
 
     q_g: Tensor
     q_a: Tensor | None
+    empty: int
     grid: Tensor
     u: Tensor
     v: Tensor
@@ -72,7 +74,7 @@ class EigenInverse:
             scales = self.grid.T[factor.index]  # [B, T, O]
             return ((factor.d @ self.q_g).square() * scales).sum((1, 2))
         if isinstance(factor, Outer) and factor.d.shape[1] == 1:
-            squares = self._rotate(factor.a[:, 0]).square_() @ self.grid.T  # [B, O]
+            squares = self._input_squares(factor.a[:, 0])  # [B, O]
             return ((factor.d[:, 0] @ self.q_g).square() * squares).sum(1)
         return (self._rotated_matrix(factor).square() * self.grid).sum((1, 2))
 
@@ -80,7 +82,7 @@ class EigenInverse:
         """Return J H⁻¹ Jᵀ; the inputs a are shared by all outputs."""
         first = factors[0]
         if isinstance(first, Outer) and first.d.shape[1] == 1:
-            squares = self._rotate(first.a[:, 0]).square_() @ self.grid.T  # [B, O]
+            squares = self._input_squares(first.a[:, 0])  # [B, O]
             d = torch.stack([f.d[:, 0] @ self.q_g for f in factors if isinstance(f, Outer)], 1)  # [B, C, O]
             return (d * squares[:, None]) @ d.transpose(1, 2)
         if isinstance(first, Lookup):
@@ -92,7 +94,8 @@ class EigenInverse:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to store."""
-        named = {"q_g": self.q_g, "grid": self.grid, "u": self.u, "v": self.v}
+        empty = torch.tensor(self.empty)
+        named = {"q_g": self.q_g, "empty": empty, "grid": self.grid, "u": self.u, "v": self.v}
         return named if self.q_a is None else {**named, "q_a": self.q_a}
 
     def _stays_factored(self, factor: Outer) -> bool:
@@ -106,6 +109,12 @@ class EigenInverse:
         """Return H⁻¹ g for an embedding, exactly: the input side is already diagonal."""
         scales = self.grid.T[factor.index]  # [B, T, O]
         return Lookup(((factor.d @ self.q_g) * scales) @ self.q_g.T, factor.index, factor.width)
+
+    def _input_squares(self, a: Tensor) -> Tensor:
+        """Return Σ_i S_oi ã_i² [B, O] of training inputs [B, I]."""
+        if self.q_a is None:
+            return a.square() @ self.grid.T
+        return (a @ self.q_a[:, self.empty :]).square_() @ self.grid[:, self.empty :].T
 
     def _rotate(self, a: Tensor) -> Tensor:
         """Return a in the eigenbasis of the input side (always a new tensor)."""
@@ -204,7 +213,7 @@ def block_from_state(settings: dict[str, Any], tensors: Mapping[str, Tensor]) ->
         if "inverse" in own:
             inverses[name] = DenseInverse(own["inverse"])
         elif own:
-            inverses[name] = EigenInverse(own["q_g"], own.get("q_a"), own["grid"], own["u"], own["v"])
+            inverses[name] = EigenInverse(own["q_g"], own.get("q_a"), int(own["empty"]), own["grid"], own["u"], own["v"])
         else:
             inverses[name] = None
     return BlockPreconditioner(inverses, settings["details"])

@@ -49,18 +49,18 @@ class EKFAC:
 
     damping: Damping = DEFAULT_DAMPING
     fisher: Fisher = "auto"
-    rank_tolerance: float = 0.03
+    rank_tolerance: float = 0.07
 
     def __post_init__(self) -> None:
         validate_damping(self.damping)
         if not 0 < self.rank_tolerance < 1:
             raise ConfigError(f"rank_tolerance must lie in (0, 1), got {self.rank_tolerance}.")
 
-    def fit(self, stream: GradientStream, *, seed: int, budget: int = 2**30) -> Preconditioner:
-        """Fit to the training gradients; ``budget`` bytes of factors may be kept between the two passes."""
-        fisher = FisherPass(stream, self.fisher, seed, budget, [])
+    def fit(self, stream: GradientStream, *, seed: int) -> Preconditioner:
+        """Fit to the training gradients, in two passes (one where the stream's budget holds the factors)."""
+        fisher = FisherPass(stream, self.fisher, seed)
         count = len(stream.examples)
-        sums = covariances(stream, fisher.first())
+        sums = covariances(fisher.first())
         bases = eigenbases(sums, count)
         moments = second_moments(bases, fisher.again(), stream.task.dtype)
         decay = stream.task.weight_decay
@@ -72,10 +72,10 @@ class EKFAC:
                 inverses[name] = type(dense)(dense.inverse.to(stream.task.dtype))
                 details[name] = {"damping": damped}
                 continue
-            values = moments[name] / count
+            values = moments[name].fisher / count
             damped = absolute(self.damping, float(values.mean()))
             grid = 1 / (values + invertible(damped + decay, values, name))
-            u, v, residual = low_rank(grid, values.sum(1), values.sum(0), self.rank_tolerance)
+            u, v, residual = low_rank(grid, moments[name].rows, moments[name].columns, self.rank_tolerance)
             inverses[name] = eigen_inverse(bases[name], grid, (u, v), stream.task.dtype)
             details[name] = {"damping": damped, "rank": len(u), "rank_residual": residual}
         return BlockPreconditioner(inverses, {"curvature": "ekfac", "layers": details})

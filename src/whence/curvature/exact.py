@@ -46,7 +46,7 @@ class Exact:
     def __post_init__(self) -> None:
         validate_damping(self.damping)
 
-    def fit(self, stream: GradientStream, *, seed: int, budget: int = 0) -> Preconditioner:
+    def fit(self, stream: GradientStream, *, seed: int) -> Preconditioner:
         """Fit to the training gradients. The stream's task should be in float64."""
         shapes = {layer.name: layer.shape for layer in stream.layers}
         size = sum(out * inp for out, inp in shapes.values())

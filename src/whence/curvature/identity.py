@@ -18,6 +18,6 @@ class Identity:
     Cost: nothing to fit.
     """
 
-    def fit(self, stream: GradientStream, *, seed: int, budget: int = 0) -> Preconditioner:
+    def fit(self, stream: GradientStream, *, seed: int) -> Preconditioner:
         """Return the identity for every layer."""
         return BlockPreconditioner({layer.name: None for layer in stream.layers}, {"curvature": "identity"})

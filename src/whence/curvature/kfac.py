@@ -43,15 +43,15 @@ class KFAC:
     damping: Damping = DEFAULT_DAMPING
     split: bool = True
     fisher: Fisher = "auto"
-    rank_tolerance: float = 0.03
+    rank_tolerance: float = 0.07
 
     def __post_init__(self) -> None:
         validate_damping(self.damping)
 
-    def fit(self, stream: GradientStream, *, seed: int, budget: int = 0) -> Preconditioner:
-        """Fit to the training gradients in one pass; nothing is kept, so ``budget`` is not used."""
+    def fit(self, stream: GradientStream, *, seed: int) -> Preconditioner:
+        """Fit to the training gradients in one pass."""
         count, decay, dtype = len(stream.examples), stream.task.weight_decay, stream.task.dtype
-        sums = covariances(stream, FisherPass(stream, self.fisher, seed, 0, []).first())
+        sums = covariances(FisherPass(stream, self.fisher, seed).first())
         inverses: dict[str, LayerInverse | None] = {}
         details: dict[str, Any] = {}
         bases = eigenbases(sums, count)

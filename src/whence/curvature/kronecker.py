@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,49 +12,64 @@ from torch import Tensor
 from whence.curvature.base import Damping, absolute, eigen
 from whence.curvature.blocks import DenseInverse, EigenInverse
 from whence.errors import NumericalError
-from whence.gradients import Factor, Fisher, Gradients, GradientStream, Layer, Lookup, Matrix, Outer
+from whence.gradients import Factor, Fisher, Gradients, GradientStream, Lookup, Matrix, Outer
 
-__all__ = ["Covariance", "Eigenbasis", "FisherPass", "covariances", "dense_inverse", "low_rank", "second_moments"]
+__all__ = [
+    "Covariance",
+    "Eigenbasis",
+    "FisherPass",
+    "Moments",
+    "covariances",
+    "dense_inverse",
+    "eigen_inverse",
+    "eigenbases",
+    "invertible",
+    "low_rank",
+    "second_moments",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One chunk's gradients: those whose outer products make the Fisher matrix, and those of the training loss."""
+
+    fisher: list[Gradients]
+    training: Gradients
 
 
 @dataclass(frozen=True, eq=False)
 class FisherPass:
-    """Streams the Fisher's gradients; what fits into the budget is kept for the next pass.
+    """Two passes over the gradients; what fits into the stream's budget is kept for the second.
 
     Args:
         stream: The training gradients.
-        fisher: Kind of Fisher matrix.
+        kind: Kind of Fisher matrix.
         seed: Seed of sampled labels.
-        budget: Bytes that may be kept.
         kept: Chunks kept so far.
     """
 
     stream: GradientStream
-    fisher: Fisher
+    kind: Fisher
     seed: int
-    budget: int
-    kept: list[list[Gradients]]
+    kept: list[Sample] = field(default_factory=list)
 
-    def first(self) -> Iterator[list[Gradients]]:
-        """Yield every chunk's gradients, keeping all of them or none."""
-        used = 0
-        for chunk in self.stream.chunks():
-            gradients = self.stream.fisher(chunk, self.fisher, self.seed)
-            used += sum(_bytes(g) for g in gradients)
-            if used <= self.budget:
-                self.kept.append(gradients)
-            else:
-                self.kept.clear()
-            yield gradients
+    def first(self) -> Iterator[Sample]:
+        """Yield every chunk's gradients."""
+        for sample in self._compute():
+            if self.stream.fits(sample.training, *sample.fisher):
+                self.kept.append(sample)
+            yield sample
 
-    def again(self) -> Iterator[list[Gradients]]:
+    def again(self) -> Iterator[Sample]:
         """Yield the same gradients once more: from memory, or by another pass."""
-        if self.kept:
-            while self.kept:
-                yield self.kept.pop(0)
-            return
+        return iter(self.kept) if self.kept else self._compute()
+
+    def _compute(self) -> Iterator[Sample]:
         for chunk in self.stream.chunks():
-            yield self.stream.fisher(chunk, self.fisher, self.seed)
+            fisher = self.stream.fisher(chunk, self.kind, self.seed, keep=True)
+            training = chunk.training()
+            self.stream.remember(chunk, training)
+            yield Sample(fisher, training)
 
 
 @dataclass(eq=False)
@@ -80,7 +96,7 @@ class Covariance:
             self.positions += used.numel()
         else:
             a = factor.a.reshape(-1, factor.a.shape[-1])
-            self.inputs += a.T @ a
+            add_gram(self.inputs, a)
             self.positions += len(a)
 
 
@@ -92,18 +108,49 @@ class Eigenbasis:
     q_g: Tensor
     s_a: Tensor
     q_a: Tensor | None
+    empty: int = 0
+
+    @property
+    def kept(self) -> slice:
+        """The input directions that are there."""
+        return slice(self.empty, None)
+
+    def reduced(self, dtype: torch.dtype) -> Eigenbasis:
+        """Return the basis without the input directions in which no training input lies, to rounding.
+
+        Eigenvalues ascend, so the dropped directions are the first; together they hold at most 1e-10 of Σ s_a.
+        """
+        if self.q_a is None:
+            return Eigenbasis(self.s_g, self.q_g.to(dtype), self.s_a, None)
+        first = int((self.s_a.cumsum(0) <= 1e-10 * self.s_a.sum()).sum())
+        empty = min(first, len(self.s_a) - 1)
+        return Eigenbasis(self.s_g, self.q_g.to(dtype), self.s_a, self.q_a[:, empty:].to(dtype).contiguous(), empty)
 
 
-def covariances(stream: GradientStream, chunks: Iterator[list[Gradients]]) -> dict[str, Covariance]:
+def covariances(samples: Iterator[Sample]) -> dict[str, Covariance]:
     """Return every layer's covariance sums, accumulated in float64."""
     sums: dict[str, Covariance] = {}
-    for gradients in chunks:
-        for number, part in enumerate(gradients):
+    for sample in samples:
+        for number, part in enumerate(sample.fisher):
             for name, factor in part.layers.items():
                 if name not in sums:
                     sums[name] = _zeros(factor)
                 sums[name].update(factor, 1.0 if number == 0 else 0.0)
     return sums
+
+
+def add_gram(total: Tensor, a: Tensor) -> None:
+    """Add aᵀa to ``total``, multiplying out only the blocks on and below the diagonal; see `symmetric`."""
+    width = a.shape[1]
+    step = width if width < 256 else -(-width // 4)
+    for start in range(0, width, step):
+        total[start : start + step, : start + step] += a[:, start : start + step].T @ a[:, : start + step]
+
+
+def symmetric(total: Tensor) -> Tensor:
+    """Return the symmetric matrix whose lower triangle is that of ``total``."""
+    lower = total.tril()
+    return lower + lower.tril(-1).T
 
 
 def eigenbases(sums: dict[str, Covariance], count: int) -> dict[str, Eigenbasis]:
@@ -114,42 +161,62 @@ def eigenbases(sums: dict[str, Covariance], count: int) -> dict[str, Eigenbasis]
             continue
         s_g, q_g = eigen(covariance.outputs / count, name)
         scaled = covariance.inputs / max(1, covariance.positions)
-        s_a, q_a = (scaled, None) if scaled.ndim == 1 else eigen(scaled, name)
+        s_a, q_a = (scaled, None) if scaled.ndim == 1 else eigen(symmetric(scaled), name)
         bases[name] = Eigenbasis(s_g, q_g, s_a, q_a)
     return bases
 
 
+@dataclass(eq=False)
+class Moments:
+    """Sums over all examples in one layer's eigenbasis, in float64.
+
+    Args:
+        fisher: Σ g̃² of the Fisher's gradients [O, I].
+        rows: Σ of the training gradients' squares over inputs [O], from ‖a‖² and δ̃².
+        columns: The same over outputs [I].
+    """
+
+    fisher: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def update(self, basis: Eigenbasis, fisher: list[Factor], training: Factor) -> None:
+        """Add a chunk."""
+        if isinstance(training, Lookup):
+            for lookup in [f for f in fisher if isinstance(f, Lookup)]:
+                squares = (lookup.d @ basis.q_g).square().flatten(0, 1)
+                self.fisher.T.index_add_(0, lookup.index.reshape(-1), squares.double())
+            return
+        assert isinstance(training, Outer)
+        rotated = training.a if basis.q_a is None else training.a @ basis.q_a  # [B, T, K]
+        if training.a.shape[1] > 1:
+            for factor in [f for f in fisher if isinstance(f, Outer)]:
+                self.fisher[:, basis.kept] += ((factor.d @ basis.q_g).transpose(1, 2) @ rotated).square().sum(0)
+            squares = ((training.d @ basis.q_g).transpose(1, 2) @ rotated).square().sum(0)
+            self.rows += squares.sum(1)
+            self.columns[basis.kept] += squares.sum(0)
+            return
+        inputs = rotated[:, 0].square_()
+        for factor in [f for f in fisher if isinstance(f, Outer)]:
+            self.fisher[:, basis.kept] += (factor.d[:, 0] @ basis.q_g).square_().T @ inputs
+        outputs = (training.d[:, 0] @ basis.q_g).square_()
+        self.rows += outputs.T @ inputs.sum(1)
+        self.columns[basis.kept] += inputs.T @ outputs.sum(1)
+
+
 def second_moments(
-    bases: dict[str, Eigenbasis], chunks: Iterator[list[Gradients]], dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Return Σ_i g̃_oi² over all examples in the eigenbasis, [O, I] a layer, accumulated in float64."""
-    totals = {
-        name: torch.zeros(len(basis.s_g), len(basis.s_a), dtype=torch.float64, device=basis.s_g.device)
-        for name, basis in bases.items()
-    }
-    rotations = {
-        name: (basis.q_g.to(dtype), None if basis.q_a is None else basis.q_a.to(dtype))
-        for name, basis in bases.items()
-    }
-    for gradients in chunks:
-        inputs: dict[str, Tensor] = {}
-        for part in gradients:
-            for name, total in totals.items():
-                q_g, q_a = rotations[name]
-                factor = part.layers[name]
-                if isinstance(factor, Lookup):
-                    d = (factor.d @ q_g).square().reshape(-1, len(total))
-                    total.T.index_add_(0, factor.index.reshape(-1), d.double())
-                elif isinstance(factor, Outer):
-                    if name not in inputs:
-                        inputs[name] = factor.a if q_a is None else factor.a @ q_a
-                        if factor.a.shape[1] == 1:
-                            inputs[name] = inputs[name][:, 0].square()
-                    d = factor.d @ q_g
-                    if factor.a.shape[1] == 1:
-                        total += d[:, 0].square().T @ inputs[name]
-                    else:
-                        total += (d.transpose(1, 2) @ inputs[name]).square().sum(0)
+    bases: dict[str, Eigenbasis], samples: Iterator[Sample], dtype: torch.dtype
+) -> dict[str, Moments]:
+    """Return the gradients' second moments in the eigenbases; directions no input lies in are skipped."""
+    totals, reduced = {}, {}
+    for name, basis in bases.items():
+        zeros = partial(torch.zeros, dtype=torch.float64, device=basis.s_g.device)
+        out, inp = len(basis.s_g), len(basis.s_a)
+        totals[name] = Moments(zeros(out, inp), zeros(out), zeros(inp))
+        reduced[name] = basis.reduced(dtype)
+    for sample in samples:
+        for name, total in totals.items():
+            total.update(reduced[name], [part.layers[name] for part in sample.fisher], sample.training.layers[name])
     return totals
 
 
@@ -204,17 +271,12 @@ def invertible(shift: float, eigenvalues: Tensor, name: str) -> float:
     return shift
 
 
-def layer_shapes(layers: tuple[Layer, ...]) -> dict[str, tuple[int, int]]:
-    """Return (O, I) by layer name."""
-    return {layer.name: layer.shape for layer in layers}
-
-
 def eigen_inverse(
     basis: Eigenbasis, grid: Tensor, factors: tuple[Tensor, Tensor], dtype: torch.dtype
 ) -> EigenInverse:
     """Return the layer's inverse in the type that gradients have."""
     q_a = None if basis.q_a is None else basis.q_a.to(dtype)
-    return EigenInverse(basis.q_g.to(dtype), q_a, grid.to(dtype), factors[0].to(dtype), factors[1].to(dtype))
+    return EigenInverse(basis.q_g.to(dtype), q_a, basis.reduced(dtype).empty, grid.to(dtype), factors[0].to(dtype), factors[1].to(dtype))
 
 
 def _zeros(factor: Factor) -> Covariance:
@@ -228,11 +290,3 @@ def _zeros(factor: Factor) -> Covariance:
     shape = (factor.width,) if isinstance(factor, Lookup) else (factor.a.shape[-1],) * 2
     return Covariance(torch.zeros(shape, dtype=torch.float64, device=device), outputs)
 
-
-def _bytes(gradients: Gradients) -> int:
-    """Return the memory of the gradients' tensors."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for factor in gradients.layers.values()
-        for tensor in factor.tensors().values()
-    )

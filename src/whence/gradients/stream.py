@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -44,6 +44,11 @@ class Chunk:
     outputs: Tensor | None
     losses: Tensor
 
+    @property
+    def span(self) -> slice:
+        """The row positions as a slice."""
+        return slice(int(self.rows[0]), int(self.rows[-1]) + 1)
+
     def training(self, *, keep: bool = False) -> Gradients:
         """Return the gradients of the training loss."""
         return self.tape.gradients(self.losses, keep=keep)
@@ -63,18 +68,43 @@ class GradientStream:
         layers: Attributed layers.
         examples: The training examples.
         chunk: Examples a chunk.
+        budget: Bytes of gradients that may be kept in memory between passes.
     """
 
     task: Task
     layers: tuple[Layer, ...]
     examples: Examples
     chunk: int
+    budget: int = 0
+    _kept: list[tuple[slice, Gradients]] = field(default_factory=list, repr=False)
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield every chunk with its forward pass recorded. Cost: one forward pass over the data."""
         for start in range(0, len(self.examples), self.chunk):
             rows = np.arange(start, min(start + self.chunk, len(self.examples)))
             yield self.run(self.examples.batch(rows), rows)
+
+    def training_gradients(self) -> Iterator[tuple[slice, Gradients]]:
+        """Yield (rows, gradients of the training loss) in row order; kept in memory if all fit the budget."""
+        if self._kept and self._kept[-1][0].stop == len(self.examples):
+            yield from self._kept
+            return
+        for chunk in self.chunks():
+            gradients = chunk.training()
+            self.remember(chunk, gradients)
+            yield chunk.span, gradients
+
+    def remember(self, chunk: Chunk, gradients: Gradients) -> None:
+        """Keep a chunk's training gradients for later passes, if those of all chunks fit the budget."""
+        if self.fits(gradients):
+            if chunk.span.start == 0:
+                self._kept.clear()
+            self._kept.append((chunk.span, gradients))
+
+    def fits(self, *gradients: Gradients) -> bool:
+        """Whether such gradients of all examples fit the budget."""
+        itemsize = torch.empty((), dtype=self.task.dtype).element_size()
+        return sum(g.numbers for g in gradients) * itemsize * len(self.examples) <= self.budget
 
     def run(self, batch: Batch, rows: np.ndarray) -> Chunk:
         """Return one batch with its forward pass recorded."""

@@ -94,8 +94,8 @@ class Influence:
         coverage = find_layers(task.model, self.layers)
         check_capture(task, coverage, examples)
         chunk = self.batch_size or chunk_size(task, coverage.layers, examples)
-        stream = GradientStream(task, coverage.layers, examples, chunk)
-        preconditioner = self.curvature.fit(stream, seed=self.seed, budget=self.memory_budget)
+        stream = GradientStream(task, coverage.layers, examples, chunk, self.memory_budget)
+        preconditioner = self.curvature.fit(stream, seed=self.seed)
         return InfluenceAttribution(
             config=self, task=task, coverage=coverage, preconditioner=preconditioner, examples=examples, stream=stream
         )
@@ -122,7 +122,6 @@ class InfluenceAttribution:
     examples: Examples
     stream: GradientStream
     stored: Sequence[tuple[slice, Gradients]] | None = None
-    _kept: list[tuple[slice, Gradients]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_versions", self._parameter_versions())
@@ -261,7 +260,7 @@ class InfluenceAttribution:
         count = len(self.examples)
         for layer in self.coverage.layers:
             total[layer.name] = total[layer.name] / count + self.task.weight_decay * layer.weights()
-        norm = float(torch.stack([matrix.square().sum() for matrix in total.values()]).sum()) ** 0.5
+        norm: float = float(torch.stack([matrix.square().sum() for matrix in total.values()]).sum()) ** 0.5
         return norm / max(norms / count, 1e-300)
 
     def summary(self) -> dict[str, Any]:
@@ -277,21 +276,9 @@ class InfluenceAttribution:
         }
 
     def training_gradients(self) -> Iterator[tuple[slice, Gradients]]:
-        """Yield (rows, factored training gradients) in row order, from memory where they fit the budget."""
+        """Return an iterator over (rows, factored training gradients) in row order."""
         self._check_unchanged()
-        source = self.stored if self.stored is not None else self._kept
-        if source:
-            yield from source
-            return
-        kept: list[tuple[slice, Gradients]] = []
-        itemsize = torch.empty((), dtype=self.task.dtype).element_size()
-        for chunk in self.stream.chunks():
-            gradients = chunk.training()
-            rows = slice(int(chunk.rows[0]), int(chunk.rows[-1]) + 1)
-            if gradients.numbers * itemsize * len(self.examples) <= self.config.memory_budget:
-                kept.append((rows, gradients))
-            yield rows, gradients
-        self._kept.extend(kept)
+        return iter(self.stored) if self.stored is not None else self.stream.training_gradients()
 
     @property
     def _ranks_only(self) -> bool:
@@ -345,8 +332,7 @@ class InfluenceAttribution:
         self._check_unchanged()
         decay = self._preconditioned_decay
         for chunk in self.stream.chunks():
-            rows = slice(int(chunk.rows[0]), int(chunk.rows[-1]) + 1)
-            yield rows, correct(chunk, self.preconditioner, decay, len(self.examples)), chunk
+            yield chunk.span, correct(chunk, self.preconditioner, decay, len(self.examples)), chunk
 
     def _corrected_gradients(self) -> Iterator[tuple[slice, Gradients]]:
         """Yield (rows, training gradients with the corrected residual) in row order."""
