@@ -22,7 +22,7 @@ __all__ = ["find_column", "from_frame"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
-LABEL_NAMES = ("label", "labels", "target", "class", "y", "category")
+LABEL_NAMES = (("label", "labels", "target", "class"), ("y", "category"))  # the second only without the first
 TRUE = frozenset({"1", "true", "yes", "y", "t"})
 FALSE = frozenset({"0", "false", "no", "n", "f", ""})
 MANY_CATEGORIES = 1000
@@ -130,10 +130,12 @@ def _label_column(names: list[str], options: ReadOptions) -> str:
         assert found is not None
         return found
     taken = {options.text, options.image, options.id, options.split, options.reference, *options.drop}
-    guesses = [name for name in names if name.strip().lower() in LABEL_NAMES and name not in taken]
+    guesses: list[str] = []
+    for usual in LABEL_NAMES:
+        guesses = guesses or [name for name in names if name.strip().lower() in usual and name not in taken]
     if len(guesses) == 1:
         return guesses[0]
-    got = f"both {quoted(guesses)}" if guesses else f"the columns {quoted(names)}"
+    got = f"several candidates: {quoted(guesses)}" if guesses else f"the columns {quoted(names)}"
     raise DataError(f"the label column must be known, got {got}. Name it with --label.")
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,6 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 LARGEST_SIDE = 64
 SMALLEST_SIDE = 16
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
-          MemoryError, struct.error, zlib.error)  # fmt: skip
 GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N", "LA", "La")
 
 
@@ -134,7 +130,7 @@ def _open(source: ImageSource, use: Callable[[Image.Image], Any]) -> Any:
             f"image {source.name} must have at most {Image.MAX_IMAGE_PIXELS or 0:,} pixels, got more. "
             "Reduce or remove it."
         ) from error
-    except BROKEN as error:
+    except Exception as error:  # damaged files make the decoders raise nearly anything
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         if reason.startswith("cannot identify"):
             reason = "not an image, or damaged"

@@ -15,7 +15,7 @@ class ReadOptions:
 
     Args:
         label: column (or npz array) with the class of each row; None takes the one column called
-            label, labels, target, class, y or category.
+            label, labels, target or class, else the one called y or category.
         text: free-text column, or several joined with commas ("title,description").
         image: column with image files, encoded images or arrays (in npz: the array).
         id: column whose values name the rows; None takes a unique column called id, else row numbers.

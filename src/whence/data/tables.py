@@ -117,6 +117,7 @@ def read_parquet(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """
     try:
         table = pq.ParquetFile(path).read()
+        table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:160].rstrip(".") if str(error) else type(error).__name__
         raise DataError(f"{path} must be a readable parquet file, got: {reason}. Save it again.") from error

@@ -135,7 +135,7 @@ def find_duplicates(
         vectors = _checked(features, data)
         threshold = FEATURE_SIMILARITY if similarity is None else similarity
         exact = _by_bytes(np.ascontiguousarray(vectors))
-        centred = vectors - vectors.mean(axis=0, keepdims=True, dtype=np.float64)
+        centred = vectors - vectors.mean(axis=0, dtype=np.float64) if len(vectors) else vectors
         return _result(exact, _vector_leaders(centred, exact, threshold), data, labels, ids, threshold)
     if data is None:
         raise ConfigError("data or features must be given, got neither. Pass LabelledData, or features=[N, D].")

@@ -33,7 +33,7 @@ class Similar(Protocol):
     limited: bool  # some candidates were left out to stay within the work budget
 
     def pairs(self, some: Array, others: Array) -> tuple[Array, Array]:
-        """Positions [P] in ``some`` and [P] in ``others`` of the pairs at or above the similarity."""
+        """Positions [P] in ``some`` and [P] in ``others`` of pairs of two rows at or above the similarity."""
         ...
 
     def all_pairs(self) -> tuple[Array, Array] | None:
