@@ -62,7 +62,8 @@ class FisherPass:
 
     def again(self) -> Iterator[Sample]:
         """Yield the same gradients once more: from memory, or by another pass."""
-        return iter(self.kept) if self.kept else self._compute()
+        complete = sum(len(sample.training) for sample in self.kept) == len(self.stream.examples)
+        return iter(self.kept) if complete else self._compute()
 
     def _compute(self) -> Iterator[Sample]:
         for chunk in self.stream.chunks():

@@ -96,9 +96,10 @@ class GradientStream:
 
     def remember(self, chunk: Chunk, gradients: Gradients) -> None:
         """Keep a chunk's training gradients for later passes, if those of all chunks fit the budget."""
-        if self.fits(gradients):
-            if chunk.span.start == 0:
-                self._kept.clear()
+        if chunk.span.start == 0:
+            self._kept.clear()
+        follows = self._kept[-1][0].stop if self._kept else 0
+        if chunk.span.start == follows and self.fits(gradients):  # no gaps: chunks may differ in size
             self._kept.append((chunk.span, gradients))
 
     def fits(self, *gradients: Gradients) -> bool:
