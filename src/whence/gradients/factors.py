@@ -35,6 +35,10 @@ class Outer:
         """Return the gradients multiplied out [B, O, I]."""
         return self.d.transpose(1, 2) @ self.a
 
+    def summed(self) -> Tensor:
+        """Return the sum over examples [O, I]; the gradients are not multiplied out."""
+        return self.d.flatten(0, 1).T @ self.a.flatten(0, 1)
+
     def rows(self, index: slice | Tensor) -> Outer:
         """Return the factor of some of the examples."""
         return Outer(self.d[index], self.a[index])
@@ -72,6 +76,11 @@ class Lookup:
         full.scatter_add_(1, self.index[:, :, None].expand_as(self.d), self.d)
         return full.transpose(1, 2)
 
+    def summed(self) -> Tensor:
+        """Return the sum over examples [O, V]; the gradients are not multiplied out."""
+        table = self.d.new_zeros(self.width, self.d.shape[2])
+        return table.index_add_(0, self.index.reshape(-1), self.d.flatten(0, 1)).T
+
     def rows(self, index: slice | Tensor) -> Lookup:
         """Return the factor of some of the examples."""
         return Lookup(self.d[index], self.index[index], self.width)
@@ -103,6 +112,10 @@ class Matrix:
     def matrix(self) -> Tensor:
         """Return the gradients [B, O, I]."""
         return self.m
+
+    def summed(self) -> Tensor:
+        """Return the sum over examples [O, I]."""
+        return self.m.sum(0)
 
     def rows(self, index: slice | Tensor) -> Matrix:
         """Return the factor of some of the examples."""
@@ -201,6 +214,10 @@ def _inner(x: Factor, y: Factor) -> Tensor:
     """Return the inner products of two factors of one layer [Bx, By]."""
     if isinstance(x, Lookup) and isinstance(y, Lookup):
         return _inner_lookups(x, y)
+    if isinstance(x, Matrix) and isinstance(y, Lookup):
+        return _inner_matrix_lookup(x.m, y)
+    if isinstance(x, Lookup) and isinstance(y, Matrix):
+        return _inner_matrix_lookup(y.m, x).T
     if isinstance(x, Outer) and isinstance(y, Outer) and _prefer_pairs(x, y):
         return _inner_outers(x, y)
     if isinstance(y, Outer) and y.d.shape[1] == 1:
@@ -233,6 +250,11 @@ def _inner_matrix_outer(m: Tensor, y: Outer) -> Tensor:
     bx, out, inp = m.shape
     images = (m.reshape(bx * out, inp) @ y.a[:, 0].T).reshape(bx, out, len(y))  # [Bx, O, By]
     return torch.einsum("xoy,yo->xy", images, y.d[:, 0])
+
+
+def _inner_matrix_lookup(m: Tensor, y: Lookup) -> Tensor:
+    """Return Σ_t d_t·M[:, index_t] for matrices M [Bx, O, V], reading only the columns that y uses."""
+    return torch.stack([(one.T[y.index] * y.d).sum((1, 2)) for one in m])
 
 
 def _inner_lookups(x: Lookup, y: Lookup) -> Tensor:

@@ -1,0 +1,163 @@
+"""Factored gradients against one plain autograd call an example."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import oracle
+import zoo
+from whence.curvature.kronecker import FisherPass
+from whence.data import Examples, as_examples
+from whence.gradients import Gradients, GradientStream, Matrix, check_capture, concatenate, find_layers, squared_norm
+from whence.gradients.layers import Coverage
+from whence.tasks import Task
+
+
+def stream_of(case: zoo.Case, chunk: int, budget: int = 0) -> tuple[GradientStream, Coverage]:
+    coverage = find_layers(case.model)
+    task = Task(case.model, case.loss)
+    return GradientStream(task, coverage.layers, as_examples(case.train), chunk, budget), coverage
+
+
+def captured(case: zoo.Case, chunk: int) -> Gradients:
+    stream, _ = stream_of(case, chunk)
+    return concatenate([gradients for _, gradients in stream.training_gradients()])
+
+
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_equal_autograd(name: str) -> None:
+    case = zoo.make(name)
+    truth = oracle.per_example_gradients(case.model, oracle.LOSSES[case.loss], case.inputs, case.targets)
+    found = captured(case, 4)
+    torch.testing.assert_close(found.dense(), truth, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.squared_norms(), truth.square().sum(1), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.inner(found), truth @ truth.T, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_inner_products_of_every_pair_of_forms(name: str) -> None:
+    case = zoo.make(name)
+    found, few = captured(case, 9), captured(case, 9).rows(slice(2, 5))
+    multiplied = Gradients({layer: Matrix(factor.matrix()) for layer, factor in found.layers.items()})
+    expected = few.dense() @ found.dense().T
+    for left, right in ((few, multiplied), (multiplied.rows(slice(2, 5)), found), (few, found)):
+        torch.testing.assert_close(left.inner(right), expected, rtol=1e-9, atol=1e-12)
+    for factor in multiplied.layers.values():
+        torch.testing.assert_close(squared_norm(factor), factor.matrix().square().sum((1, 2)))
+    for factor in [*found.layers.values(), *multiplied.layers.values()]:
+        torch.testing.assert_close(factor.summed(), factor.matrix().sum(0), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["conv", "sequence", "text"])
+@pytest.mark.parametrize("few", [1, 40])
+def test_inner_products_do_not_depend_on_the_cost_model(name: str, few: int) -> None:
+    found = captured(zoo.make(name, count=60), 60)
+    left = found.rows(slice(0, few))
+    torch.testing.assert_close(left.inner(found), left.dense() @ found.dense().T, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("budget", [0, 10**9])
+@pytest.mark.parametrize("chunk", [1, 4, 9, 100])
+def test_chunks_and_budget_change_nothing(chunk: int, budget: int) -> None:
+    case = zoo.make("text")
+    stream, _ = stream_of(case, chunk, budget)
+    whole = captured(case, 9).dense()
+    for _ in range(2):
+        spans, parts = zip(*stream.training_gradients(), strict=True)
+        assert [i for span in spans for i in range(span.start, span.stop)] == list(range(9))
+        torch.testing.assert_close(torch.cat([part.dense() for part in parts]), whole, rtol=1e-10, atol=1e-13)
+
+
+def test_gradients_that_need_more_than_the_budget_are_not_kept_in_part() -> None:
+    """A sequence that is padded per batch has chunks of different size: none or all are kept."""
+    case = zoo.make("sequence")
+    lengths = torch.tensor([5, 5, 5, 5, 5, 5, 1, 1, 1])
+
+    def fetch(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = int(lengths[torch.from_numpy(rows)].max())
+        return case.inputs[rows, :longest], case.targets[rows, :longest]
+
+    examples = Examples(ids=np.arange(9), fetch=fetch)
+    coverage = find_layers(case.model)
+    task = Task(case.model)
+    sizes = [g.numbers for _, g in GradientStream(task, coverage.layers, examples, 3).training_gradients()]
+    assert len(set(sizes)) == 2
+    stream = GradientStream(task, coverage.layers, examples, 3, budget=9 * 8 * min(sizes))
+    for _ in range(3):
+        spans = [rows for rows, _ in stream.training_gradients()]
+        assert [rows.start for rows in spans] == [0, 3, 6]
+    passes = FisherPass(stream, "empirical", 0)
+    for samples in (passes.first(), passes.again()):
+        assert sum(len(sample.training) for sample in samples) == 9
+
+
+def test_ragged_positions_are_padded_when_joined() -> None:
+    case = zoo.make("sequence")
+    stream, _ = stream_of(case, 9)
+    long = next(iter(stream.training_gradients()))[1]
+    short_case = zoo.Case(case.model, case.inputs[:, :3], case.targets[:, :3])
+    short = captured(short_case, 9)
+    joined = concatenate([long, short])
+    torch.testing.assert_close(joined.dense(), torch.cat([long.dense(), short.dense()]))
+    torch.testing.assert_close(joined.inner(joined), joined.dense() @ joined.dense().T)
+
+
+@pytest.mark.parametrize("name", ["mlp", "text", "conv", "twice"])
+def test_parameters_need_no_gradient(name: str) -> None:
+    case = zoo.make(name)
+    expected = captured(case, 9).dense()
+    case.model.requires_grad_(False)
+    torch.testing.assert_close(captured(case, 9).dense(), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(captured(case, 9).dense(), expected)
+    assert not any(p.requires_grad or p.grad is not None for p in case.model.parameters())
+
+
+def test_frozen_layers_are_left_out() -> None:
+    case = zoo.make("mlp")
+    case.model[0].requires_grad_(False)
+    coverage = find_layers(case.model)
+    assert [layer.name for layer in coverage.layers] == ["3", "5"]
+    assert coverage.share == 1.0
+    truth = oracle.per_example_gradients(case.model, oracle.cross_entropy, case.inputs, case.targets)
+    where = oracle.blocks(case.model)
+    torch.testing.assert_close(captured(case, 4).dense(), torch.cat([truth[:, where["3"]], truth[:, where["5"]]], 1))
+
+
+def test_partly_frozen_and_unknown_modules_are_reported_as_missed() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.PReLU(), nn.Linear(3, 2))
+    model[0].bias.requires_grad_(False)
+    coverage = find_layers(model)
+    assert [layer.name for layer in coverage.layers] == ["2"]
+    assert dict(coverage.missed) == {"0": 12, "1": 1}
+    assert coverage.attributed == 8
+    assert coverage.share == pytest.approx(8 / 21)
+
+
+@pytest.mark.parametrize("choice, names", [("last", ["5"]), ("3|5", ["3", "5"]), (["0", "nothing"], ["0"])])
+def test_layers_can_be_chosen(choice: str | list[str], names: list[str]) -> None:
+    assert [layer.name for layer in find_layers(zoo.make("mlp").model, choice).layers] == names
+
+
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_split_and_join_are_inverse(name: str) -> None:
+    case = zoo.make(name)
+    coverage = find_layers(case.model)
+    params = dict(case.model.named_parameters())
+    for layer in coverage.layers:
+        split = layer.split(layer.weights())
+        for key, value in split.items():
+            torch.testing.assert_close(value, params[key].detach(), rtol=0, atol=0)
+        torch.testing.assert_close(layer.join(split), layer.weights(), rtol=0, atol=0)
+        assert layer.weights().shape == layer.shape
+    everything = torch.cat([layer.weights().reshape(-1) for layer in coverage.layers])
+    torch.testing.assert_close(everything, oracle.flatten(case.model, {k: p.detach() for k, p in params.items()}))
+
+
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_capture_check_passes(name: str) -> None:
+    case = zoo.make(name)
+    check_capture(Task(case.model, case.loss), find_layers(case.model), as_examples(case.train))
