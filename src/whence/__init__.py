@@ -1,1 +1,43 @@
-"""whence."""
+"""whence: which training examples caused a prediction, which are mislabelled, what would change without them."""
+
+from whence.curvature import EKFAC, KFAC, Exact, Identity, Relative
+from whence.data import Examples, LabelledData, as_examples
+from whence.errors import (
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    NumericalError,
+    RunFormatError,
+    WhenceError,
+)
+from whence.methods import Influence, InfluenceAttribution, LeaveOneOut, load
+from whence.scores import Scores, Signal
+from whence.tasks import Recipe, Task
+
+__all__ = [
+    "EKFAC",
+    "KFAC",
+    "ConfigError",
+    "DataError",
+    "Exact",
+    "Examples",
+    "Identity",
+    "Influence",
+    "InfluenceAttribution",
+    "LabelledData",
+    "LeaveOneOut",
+    "MissingExtraError",
+    "NumericalError",
+    "Recipe",
+    "Relative",
+    "RunFormatError",
+    "Scores",
+    "Signal",
+    "Task",
+    "WhenceError",
+    "__version__",
+    "as_examples",
+    "load",
+]
+
+__version__ = "0.1.0"

@@ -2,5 +2,7 @@
 
 from whence.methods.corrected import LeaveOneOut
 from whence.methods.influence import Influence, InfluenceAttribution
+from whence.methods.restored import load
+from whence.methods.saved import save
 
-__all__ = ["Influence", "InfluenceAttribution", "LeaveOneOut"]
+__all__ = ["Influence", "InfluenceAttribution", "LeaveOneOut", "load", "save"]

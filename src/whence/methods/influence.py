@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,10 +26,11 @@ from whence.gradients import (
     find_layers,
 )
 from whence.methods.corrected import Correction, LeaveOneOut, correct
+from whence.methods.saved import save
 from whence.scores import Scores, Signal
 from whence.tasks import Loss, Task
 
-__all__ = ["Influence", "InfluenceAttribution", "weights_fingerprint"]
+__all__ = ["Influence", "InfluenceAttribution"]
 
 _BLOCK_NUMBERS = 2**20
 
@@ -89,8 +89,7 @@ class Influence:
         """
         examples = as_examples(train)
         dtype = self.dtype if self.dtype is not None else torch.float64 if isinstance(self.curvature, Exact) else None
-        if dtype is not None and dtype != task.dtype:
-            task = task.with_model(copy.deepcopy(task.model).to(dtype))
+        task = task if dtype is None else task.in_dtype(dtype)
         coverage = find_layers(task.model, self.layers)
         check_capture(task, coverage, examples)
         chunk = self.batch_size or chunk_size(task, coverage.layers, examples)
@@ -275,6 +274,10 @@ class InfluenceAttribution:
             "weight_decay": self.task.weight_decay,
         }
 
+    def save(self, folder: str | Path) -> None:
+        """Write the attribution to a folder; `whence.load` reads it. See `whence.methods.saved.save`."""
+        save(self, folder)
+
     def training_gradients(self) -> Iterator[tuple[slice, Gradients]]:
         """Return an iterator over (rows, factored training gradients) in row order."""
         self._check_unchanged()
@@ -346,16 +349,6 @@ class InfluenceAttribution:
     def _check_unchanged(self) -> None:
         if self._parameter_versions() != self._versions:  # type: ignore[attr-defined]
             raise ConfigError("the model must be the one that was fitted, but its weights have changed. Fit again.")
-
-
-def weights_fingerprint(task: Task) -> str:
-    """Return SHA-256 over the model's parameters and buffers by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(task.model.state_dict().items()):
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}{values.dtype}{tuple(values.shape)}".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _loss_unit(task: Task) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -86,6 +88,19 @@ class Task:
     def with_model(self, model: nn.Module) -> Task:
         """Return the same task for another model."""
         return replace(self, model=model)
+
+    def in_dtype(self, dtype: torch.dtype) -> Task:
+        """Return the task in another floating-point type; the model is copied if it has to change."""
+        return self if dtype == self.dtype else self.with_model(copy.deepcopy(self.model).to(dtype))
+
+    def weights_fingerprint(self) -> str:
+        """Return SHA-256 over the model's parameters and buffers by name."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            values = tensor.detach().cpu().contiguous()
+            digest.update(f"{name}{values.dtype}{tuple(values.shape)}".encode())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def place(self, batch: Batch) -> Batch:
         """Return the batch on the model's device and in its floating-point type."""

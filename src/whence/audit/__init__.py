@@ -1,0 +1,19 @@
+"""The main job end to end: audit, run folder, explanation, cleaned export."""
+
+from whence.audit.clean import clean
+from whence.audit.explain import explain
+from whence.audit.folder import Run, open_run, reload_data, reload_task, write_run
+from whence.audit.job import Audit, UserModel, audit
+
+__all__ = [
+    "Audit",
+    "Run",
+    "UserModel",
+    "audit",
+    "clean",
+    "explain",
+    "open_run",
+    "reload_data",
+    "reload_task",
+    "write_run",
+]

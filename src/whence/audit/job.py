@@ -1,0 +1,314 @@
+"""The main job: from labelled data to a list of suspects with evidence and a summary."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from whence.audit.members import OnStage, fit_members, held_out_accuracy, predict
+from whence.curvature import EKFAC, KFAC, Curvature, Exact, Identity, Relative
+from whence.data import Examples, LabelledData, as_examples
+from whence.errors import ConfigError
+from whence.methods import Influence, InfluenceAttribution
+from whence.report import (
+    MethodCard,
+    ModelCard,
+    Notice,
+    ReportLimits,
+    RunCard,
+    SecondsCard,
+    SuspicionCard,
+    summarise,
+)
+from whence.tasks import Task
+from whence.tasks.defaults import Default, default_for
+from whence.uses.label_errors import SIGNALS, Members, find_label_errors
+
+__all__ = ["METHODS", "Audit", "UserModel", "audit"]
+
+METHODS: dict[str, Curvature] = {
+    "ekfac": EKFAC(),
+    "kfac": KFAC(),
+    "exact": Exact(damping=Relative(0.1)),
+    "identity": Identity(),
+}
+_FAR_FROM_STATIONARY = 0.3
+_TINY_CLASS = 10
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class UserModel:
+    """A user's own trained model with its inputs.
+
+    Args:
+        model: Gives logits [B, C] for the classes of the data, in their order.
+        inputs: What it is called with: tensor, tuple or dict of tensors [N, ...], in row order.
+        name: What to call it.
+    """
+
+    model: nn.Module
+    inputs: Any
+    name: str = "your model"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Audit:
+    """A finished audit.
+
+    Args:
+        data: What was audited.
+        suspects: As `find_label_errors` returns it.
+        summary: What the report shows, JSON-able.
+        attribution: Influence of the training rows.
+        default: The embedded default, or None for a user's model.
+        layers: Layers that were attributed.
+        seed: Seed of everything.
+    """
+
+    data: LabelledData
+    suspects: pd.DataFrame
+    summary: dict[str, Any]
+    attribution: InfluenceAttribution
+    default: Default | None
+    layers: str | None
+    seed: int
+
+
+@dataclass(kw_only=True)
+class _Clock:
+    """Seconds of each stage."""
+
+    start: float = field(default_factory=time.perf_counter)
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap."""
+        now = time.perf_counter()
+        passed, self.last = now - self.last, now
+        return passed
+
+
+def audit(
+    data: LabelledData,
+    *,
+    model: UserModel | None = None,
+    method: str = "ekfac",
+    seed: int = 0,
+    version: str = "",
+    on_stage: OnStage | None = None,
+    limits: ReportLimits | None = None,
+) -> Audit:
+    """Find the rows that are probably mislabelled, with evidence.
+
+    Args:
+        data: Labelled rows with at least two classes.
+        model: A user's own trained model; None trains the embedded default for the kind of data, twice.
+        method: Curvature for influence: "ekfac", "kfac", "exact", "identity".
+        seed: Seed of training and of sampled labels.
+        version: Version to name in the summary.
+        on_stage: Called with (stage, epochs); may return a callback for epochs.
+        limits: How much goes into the summary.
+
+    Returns:
+        Suspects, summary and the attribution behind them.
+
+    Raises:
+        ConfigError: An unknown method, or a model that does not fit the data.
+        DataError: The data cannot be learned from.
+
+    Cost: two fits of the embedded default (a third, on four fifths of the rows, reports held-out accuracy), one
+    influence fit, and scores of the suspects.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    clock = _Clock()
+    default = default_for(data, seed=seed) if model is None else None
+    inputs = default.preparation.transform(data) if default is not None else _checked_inputs(model, data)
+    examples = as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids)
+    train_rows = _train_rows(data)
+    layers = None if default is None or data.kind != "image" else "last"
+    prepared = clock.lap()
+    if default is not None:
+        fits = fit_members(
+            examples, default.recipe, refit=default.refit, train_rows=train_rows, seed=seed, on_stage=on_stage
+        )
+        task, logits = default.recipe.task(fits.model), fits.logits
+        held_out = _held_out(data, examples, default, logits, train_rows, seed, on_stage)
+    else:
+        assert model is not None
+        task = Task(model.model, "cross_entropy")
+        logits, held_out = _user_logits(task, examples, data), None
+    trained = clock.lap()
+    training = examples if train_rows is None else examples.select(train_rows)
+    if on_stage:
+        on_stage(f"tracing influence ({method})", 0)
+    attribution = Influence(curvature=METHODS[method], layers=layers, seed=seed).fit(task, training)
+    source: Any = attribution
+    if default is not None:
+        shown = attribution if train_rows is None else None
+        source = Members(logits=fits.logits, refit_logits=fits.refit_logits, attribution=shown)
+    suspects = find_label_errors(source, data=data, embeddings=_neighbour_features(inputs, default))
+    scored = clock.lap()
+    run = RunCard(
+        whence=version,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        model=_model_card(task, default, model, logits, data, held_out, trained),
+        method=_method_card(attribution, method, scored),
+        suspicion=_suspicion(suspects),
+        seconds=SecondsCard(read=prepared, train=trained, score=scored, total=prepared + trained + scored),
+        warnings=tuple(_notices(suspects, data, logits, held_out)),
+    )
+    evidence = suspects.attrs["evidence"]
+    summary = summarise(data, suspects, run, evidence=evidence, limits=limits)
+    return Audit(
+        data=data,
+        suspects=suspects,
+        summary=summary,
+        attribution=attribution,
+        default=default,
+        layers=layers,
+        seed=seed,
+    )
+
+
+def _train_rows(data: LabelledData) -> np.ndarray | None:
+    """Return the rows of the train split, or None where there is no such split."""
+    if data.split is None:
+        return None
+    train = np.char.startswith(np.char.lower(data.split.astype(str)), "train")
+    return np.flatnonzero(train) if train.any() and not train.all() else None
+
+
+def _held_out(
+    data: LabelledData,
+    examples: Examples,
+    default: Default,
+    logits: np.ndarray,
+    train_rows: np.ndarray | None,
+    seed: int,
+    on_stage: OnStage | None,
+) -> float | None:
+    """Return accuracy on rows that were not trained on: the other splits, or a fifth that is left out once more."""
+    if train_rows is None:
+        return held_out_accuracy(examples, default.recipe, seed=seed, on_stage=on_stage)
+    other = np.setdiff1d(np.arange(len(data)), train_rows)
+    return float((logits[other].argmax(1) == data.labels[other]).mean())
+
+
+def _checked_inputs(model: UserModel | None, data: LabelledData) -> Any:
+    """Return the inputs of a user's model, one row a row of the data."""
+    assert model is not None
+    return model.inputs
+
+
+def _user_logits(task: Task, examples: Examples, data: LabelledData) -> np.ndarray:
+    """Return the user's model's outputs, checked against the classes."""
+    logits = predict(task, examples)
+    if logits.ndim != 2 or logits.shape[1] != len(data.classes):
+        raise ConfigError(
+            f"model must give logits [B, {len(data.classes)}] (classes {', '.join(data.classes[:8])}), "
+            f"got {tuple(logits.shape)}."
+        )
+    return logits.numpy()
+
+
+def _neighbour_features(inputs: Any, default: Default | None) -> Any:
+    """Return features for neighbours: the prepared inputs, flattened."""
+    if not isinstance(inputs, torch.Tensor) or not inputs.is_floating_point():
+        return None
+    return inputs.flatten(1).numpy()
+
+
+def _model_card(
+    task: Task,
+    default: Default | None,
+    model: UserModel | None,
+    logits: np.ndarray,
+    data: LabelledData,
+    held_out: float | None,
+    seconds: float,
+) -> ModelCard:
+    """Say which model judged."""
+    counts = np.bincount(data.labels)
+    return ModelCard(
+        name=default.name if default is not None else model.name if model is not None else "model",
+        description=default.description if default is not None else "A model that you brought.",
+        parameters=sum(p.numel() for p in task.model.parameters()),
+        held_out_accuracy=held_out,
+        majority_accuracy=float(counts.max() / counts.sum()),
+        training_accuracy=float((logits.argmax(1) == data.labels).mean()),
+        seconds=seconds,
+    )
+
+
+def _method_card(attribution: InfluenceAttribution, method: str, seconds: float) -> MethodCard:
+    """Say how influence was computed."""
+    return MethodCard(
+        name=f"influence, {method}",
+        description="Predicted change of a row's loss if a training row is removed and the model trained again.",
+        unit=None if method == "identity" else "nats",
+        attributed_share=attribution.coverage.share,
+        seconds=seconds,
+        signals=SIGNALS,
+    )
+
+
+def _suspicion(suspects: pd.DataFrame) -> SuspicionCard:
+    """Return threshold and noise of a list of suspects."""
+    diagnosis = suspects.attrs["diagnosis"]
+    low, high = diagnosis["noise_interval"]
+    return SuspicionCard(
+        threshold=diagnosis["threshold"], noise_rate=diagnosis["noise_rate"], noise_interval=(low, high)
+    )
+
+
+def _notices(
+    suspects: pd.DataFrame, data: LabelledData, logits: np.ndarray, held_out: float | None
+) -> Sequence[Notice]:
+    """Return what a reader must know before trusting the list."""
+    diagnosis = suspects.attrs["diagnosis"]
+    notices = []
+    fitted = float((logits.argmax(1) == data.labels).mean())
+    if fitted >= 0.995 and (held_out is None or held_out < fitted - 0.03):
+        notices.append(
+            Notice(
+                title="The model has memorised the labels.",
+                text=f"It gives {fitted:.1%} of its training rows their given label, wrong ones included, so its loss "
+                "says little. Self-influence and neighbours still separate; out-of-sample predictions would be better.",
+            )
+        )
+    if diagnosis.get("gradient_norm", 0.0) > _FAR_FROM_STATIONARY:
+        notices.append(
+            Notice(
+                title="The model is far from a stationary point.",
+                text=f"The mean training gradient has {diagnosis['gradient_norm']:.0%} of the norm of a single one. "
+                "Influence then predicts a further step of training rather than training again.",
+            )
+        )
+    counts = np.bincount(data.labels, minlength=len(data.classes))
+    majority = float(counts.max() / counts.sum())
+    if held_out is not None and held_out < majority + 0.02:
+        notices.append(
+            Notice(
+                title="The model learned little.",
+                text=f"It labels {held_out:.1%} of new rows as given, no better than always answering the most "
+                f"frequent class ({majority:.1%}). Its suspicions are close to guesses: bring a better model.",
+            )
+        )
+    rare = [name for name, count in zip(data.classes, counts.tolist(), strict=True) if 0 < count < _TINY_CLASS]
+    if rare:
+        notices.append(
+            Notice(
+                title=f"{len(rare)} of {len(data.classes)} classes have fewer than {_TINY_CLASS} rows.",
+                text=f"Suspicion is unreliable there: {', '.join(rare[:10])}.",
+            )
+        )
+    return notices

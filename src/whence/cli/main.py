@@ -1,0 +1,63 @@
+"""The ``whence`` command: its subcommands, and errors as one line."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from whence import __version__
+from whence.cli.audit import audit_command
+from whence.cli.clean import clean_command
+from whence.cli.explain import explain_command
+from whence.cli.methods import methods_command
+from whence.errors import ConfigError, WhenceError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="whence",
+    help="Which training examples caused a prediction, which are mislabelled, what would change without them.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("audit")(audit_command)
+app.command("explain")(explain_command)
+app.command("clean")(clean_command)
+app.command("methods")(methods_command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"whence {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Trace predictions to training examples and find mislabelled rows."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error, exit code 2 for usage and 1 otherwise."""
+    errors = Console(stderr=True, highlight=False)
+    try:
+        app()
+    except WhenceError as error:
+        errors.print("[bold red]error:[/] ", end="")
+        errors.print(str(error), markup=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        errors.print("[bold]stopped:[/] nothing was written.")
+        sys.exit(130)
+    except MemoryError:
+        errors.print("[bold red]error:[/] memory ran out. Audit fewer rows or close other programs.")
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
