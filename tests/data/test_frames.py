@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from whence.data import LabelledData, ReadOptions, from_frame
+from whence.data.values import as_number
 from whence.errors import DataError
 
 N = 40
@@ -189,6 +190,21 @@ def test_mixed_columns() -> None:
     assert "column x: 1 values that are not numbers taken as missing ('unknown')" in data.notes
     assert frame["m"].tolist()[:2] == ["1", "a"]
     assert "k" not in frame.columns  # 1.0 and "1" are the same number: constant
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1", 1), (" -2.5e3 ", -2500), (".5", 0.5), ("5.", 5), ("22517997598961716", 22517997598961716.0), ("+7", 7)],
+)
+def test_numbers_in_plain_notation(text: str, number: float) -> None:
+    assert as_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "value", ["", "1_000", "1,5", "0x10", "١", "True", "1e", "--1", None, b"1", 1j, [1], "9" * 500]
+)
+def test_everything_else_is_no_number(value: object) -> None:
+    assert np.isnan(as_number(value))
 
 
 def test_many_strays_make_a_category() -> None:

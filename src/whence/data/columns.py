@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from whence.data.values import is_nested, is_textual, missing_mask, quoted, to_numbers, to_texts
+from whence.data.values import as_number, is_nested, is_textual, missing_mask, quoted, to_numbers, to_texts
 from whence.errors import DataError
 
 __all__ = ["Part", "ProfiledColumn", "profile"]
@@ -121,9 +121,8 @@ def _with_strays(distinct: pd.Series[Any], missing: Array, codes: Array, name: s
     """A column of numbers with a few strays ("unknown"): those become missing, and a note names them."""
     cells = distinct.to_numpy(dtype=object)
     if not all(isinstance(value, (str, int, float)) for value in cells[~missing]):
-        return None, None
-    parsed = pd.to_numeric(pd.Series(cells, dtype=object).where(~missing), errors="coerce")
-    numbers = parsed.to_numpy(dtype=np.float64)
+        return None, None  # dates, bytes and the like are no strays
+    numbers = np.array([as_number(value) for value in cells], dtype=np.float64)
     stray = np.isnan(numbers) & ~missing
     tokens = sorted({str(value) for value in cells[stray]})
     count, present = int(stray[codes].sum()), int((~missing[codes]).sum())

@@ -211,7 +211,8 @@ def _unpacked(path: Path) -> bytes:
 
 def _separator(text: str) -> str:
     """The separator of the header line: a comma, unless only a semicolon or a tab is there."""
-    line = text.lstrip("\r\n").splitlines()[0]
+    head = text[:1_000_000].lstrip("\r\n")
+    line = head.replace("\r", "\n").partition("\n")[0]
     fields = next(csv.reader([line], strict=False), [line]) if len(line) < 100_000 else line.split(",")
     if len(fields) > 1:
         return ","

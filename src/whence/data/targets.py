@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from whence.data.values import is_nested, missing_mask, quoted, to_texts
+from whence.data.values import as_number, is_nested, missing_mask, quoted, to_texts
 from whence.errors import DataError
 
 __all__ = ["Targets", "parse_labels"]
@@ -99,8 +99,7 @@ def _numbers(present: pd.Series[Any]) -> Array | None:
         return None
     if pd.api.types.is_datetime64_any_dtype(present.dtype):
         return None
-    parsed = pd.to_numeric(pd.Series(present.to_numpy(dtype=object)), errors="coerce")
-    values: Array = parsed.to_numpy(dtype=np.float64)
+    values = np.array([as_number(value) for value in present.tolist()], dtype=np.float64)
     return values if bool(np.isfinite(values).all()) else None
 
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import datetime
 import decimal
+import math
+import re
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-__all__ = ["MISSING", "is_nested", "is_textual", "missing_mask", "quoted", "repaired", "to_numbers", "to_texts"]
+__all__ = [
+    "MISSING",
+    "as_number",
+    "is_nested",
+    "is_textual",
+    "missing_mask",
+    "quoted",
+    "repaired",
+    "to_numbers",
+    "to_texts",
+]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Column: TypeAlias = "pd.Series[Any]"
 
+NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity)", re.IGNORECASE)
 MISSING = frozenset({"", "?", "NA", "N/A", "n/a", "nan", "NaN", "NAN", "null", "NULL", "<NA>", "#N/A"})
 
 
@@ -61,26 +73,21 @@ def to_numbers(column: Column, missing: Array) -> Array | None:
         if pd.api.types.is_complex_dtype(column.dtype):
             return None
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    present = column[~missing]
-    numbers = np.full(len(column), np.nan)
-    parsed = _parsed(present)
-    if parsed is None:
-        return None
-    numbers[~missing] = parsed
-    return numbers
+    numbers = np.array([as_number(value) for value in column.tolist()], dtype=np.float64)
+    return None if bool((np.isnan(numbers) & ~missing).any()) else np.where(missing, np.nan, numbers)
 
 
-def _parsed(present: Column) -> Array | None:
-    """Numbers out of the strings, ints, floats and Decimals of a column, or None."""
-    values = present.to_numpy(dtype=object)
-    if any(isinstance(value, (bytes, datetime.date, datetime.timedelta, complex)) for value in values):
-        return None
-    if any(is_nested(value) for value in values):
-        return None
-    plain = [float(value) if isinstance(value, decimal.Decimal) else value for value in values]
-    series = pd.Series(plain, dtype=object)
-    numbers = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64)
-    return None if bool(np.isnan(numbers).any()) else numbers
+def as_number(value: Any) -> float:
+    """A number, or a string that is one in plain notation, as float; NaN for everything else."""
+    if isinstance(value, str):
+        text = value.strip()
+        return float(text) if len(text) < 400 and NUMBER.fullmatch(text) else math.nan
+    if isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating, decimal.Decimal)):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
+    return math.nan
 
 
 def to_texts(values: Iterable[Any]) -> list[str]:
