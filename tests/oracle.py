@@ -133,7 +133,7 @@ def output_hessians(model: nn.Module, loss: LossFunction, inputs: Any, targets: 
     for i in range(len(targets)):
         outputs = call(model, params, row(inputs, i)).detach()
         size = outputs.numel()
-        hessian = torch.func.hessian(lambda f, i=i: loss(f, targets[i : i + 1]))(outputs)
+        hessian = torch.func.jacrev(torch.func.jacrev(lambda f, i=i: loss(f, targets[i : i + 1])))(outputs)
         found.append(hessian.reshape(size, size))
     return torch.stack(found)
 
@@ -146,32 +146,21 @@ def gauss_newton(model: nn.Module, loss: LossFunction, inputs: Any, targets: Ten
 
 
 def hessian(model: nn.Module, loss: LossFunction, inputs: Any, targets: Tensor) -> Tensor:
-    """Return the Hessian of the mean loss [P, P] by torch.func, column layout as everywhere here."""
+    """Return the Hessian of the mean loss [P, P], one backward pass through the gradient a row.
+
+    Plain autograd: torch.func's double backward of LayerNorm is wrong in torch 2.13 (finite differences agree
+    with this one).
+    """
     model = evaluated(model)
-    names = [name for name, _ in model.named_parameters()]
-    values = tuple(p.detach() for p in model.parameters())
-
-    def mean_loss(*params: Tensor) -> Tensor:
-        named = dict(zip(names, params, strict=True))
-        rows = [loss(call(model, named, row(inputs, i)), targets[i : i + 1]) for i in range(len(targets))]
-        return torch.stack(rows).mean()
-
-    nested = torch.func.hessian(mean_loss, argnums=tuple(range(len(values))))(*values)
-    sizes = [v.numel() for v in values]
-    dense = torch.cat(
-        [torch.cat([nested[i][j].reshape(sizes[i], sizes[j]) for j in range(len(sizes))], 1) for i in range(len(sizes))]
-    )
-    order = positions(model)
-    return dense[order][:, order]
-
-
-def positions(model: nn.Module) -> Tensor:
-    """Return, for every entry of the layout, its place in the concatenation of ``model.named_parameters()``."""
-    start, numbered = 0, {}
-    for name, p in model.named_parameters():
-        numbered[name] = torch.arange(start, start + p.numel(), dtype=torch.float64).reshape(p.shape)
-        start += p.numel()
-    return flatten(model, numbered).long()
+    params = parameters(model)
+    losses = [loss(call(model, params, row(inputs, i)), targets[i : i + 1]) for i in range(len(targets))]
+    values = list(params.values())
+    first = torch.autograd.grad(torch.stack(losses).mean(), values, create_graph=True)
+    rows = []
+    for entry in flatten(model, dict(zip(params, first, strict=True))):
+        second = torch.autograd.grad(entry, values, retain_graph=True, materialize_grads=True, allow_unused=True)
+        rows.append(flatten(model, dict(zip(params, second, strict=True))))
+    return torch.stack(rows)
 
 
 Inputs = dict[str, list[Tensor]]
@@ -187,8 +176,9 @@ def captured(model: nn.Module, inputs: Any, count: int) -> tuple[Inputs, Deltas]
     for i in range(count):
         kept: dict[str, tuple[Tensor, Tensor]] = {}
 
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor, kept: dict[str, Any] = kept) -> None:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor, kept: dict[str, Any] = kept) -> Tensor:
             kept[next(n for n, m in wanted.items() if m is module)] = (args[0].detach(), output)
+            return output.clone()  # changes in place leave the layer's own output alone
 
         handles = [m.register_forward_hook(hook) for m in wanted.values()]
         params = dict(model.named_parameters())
@@ -244,7 +234,7 @@ def fisher_gradients(a: list[Tensor], d: list[list[Tensor]]) -> Tensor:
 
 def eigen_kronecker(a: Tensor, g: Tensor) -> Tensor:
     """Return the eigenvectors of G ⊗ A in the layout of flattened [O, I] matrices, as columns."""
-    return torch.kron(torch.linalg.eigh(g)[1], torch.linalg.eigh(a)[1])
+    return torch.kron(torch.linalg.eigh(g)[1].contiguous(), torch.linalg.eigh(a)[1].contiguous())
 
 
 def ekfac(a: list[Tensor], d: list[list[Tensor]]) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ __all__ = [
     "absolute",
     "eigen",
     "validate_damping",
+    "validate_fisher",
+    "validate_rank_tolerance",
 ]
 
 
@@ -74,6 +76,19 @@ def validate_damping(damping: Damping) -> None:
         return
     if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 <= damping < float("inf"):
         raise ConfigError(f"damping must be a number >= 0 or Relative(factor), got {damping!r}.")
+
+
+def validate_fisher(fisher: str) -> None:
+    """Raise unless the kind of Fisher matrix is known."""
+    kinds = ("auto", "sampled", "exact", "empirical")
+    if fisher not in kinds:
+        raise ConfigError(f"fisher must be one of {kinds}, got {fisher!r}.")
+
+
+def validate_rank_tolerance(tolerance: float) -> None:
+    """Raise unless the tolerance of a low-rank form lies in (0, 1)."""
+    if not 0 < tolerance < 1:
+        raise ConfigError(f"rank_tolerance must lie in (0, 1), got {tolerance}.")
 
 
 def absolute(damping: Damping, mean_eigenvalue: float) -> float:

@@ -213,7 +213,8 @@ def block_from_state(settings: dict[str, Any], tensors: Mapping[str, Tensor]) ->
         if "inverse" in own:
             inverses[name] = DenseInverse(own["inverse"])
         elif own:
-            inverses[name] = EigenInverse(own["q_g"], own.get("q_a"), int(own["empty"]), own["grid"], own["u"], own["v"])
+            empty = int(own["empty"])
+            inverses[name] = EigenInverse(own["q_g"], own.get("q_a"), empty, own["grid"], own["u"], own["v"])
         else:
             inverses[name] = None
     return BlockPreconditioner(inverses, settings["details"])

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from whence.curvature.base import DEFAULT_DAMPING, Damping, Preconditioner, absolute, validate_damping
+from whence.curvature.base import (
+    DEFAULT_DAMPING,
+    Damping,
+    Preconditioner,
+    absolute,
+    validate_damping,
+    validate_fisher,
+    validate_rank_tolerance,
+)
 from whence.curvature.blocks import BlockPreconditioner, LayerInverse
 from whence.curvature.kronecker import (
     FisherPass,
@@ -17,7 +25,6 @@ from whence.curvature.kronecker import (
     low_rank,
     second_moments,
 )
-from whence.errors import ConfigError
 from whence.gradients import Fisher, GradientStream
 
 __all__ = ["EKFAC"]
@@ -53,8 +60,8 @@ class EKFAC:
 
     def __post_init__(self) -> None:
         validate_damping(self.damping)
-        if not 0 < self.rank_tolerance < 1:
-            raise ConfigError(f"rank_tolerance must lie in (0, 1), got {self.rank_tolerance}.")
+        validate_fisher(self.fisher)
+        validate_rank_tolerance(self.rank_tolerance)
 
     def fit(self, stream: GradientStream, *, seed: int) -> Preconditioner:
         """Fit to the training gradients, in two passes (one where the stream's budget holds the factors)."""

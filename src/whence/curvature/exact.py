@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.curvature.base import Damping, Preconditioner, absolute, validate_damping
+from whence.curvature.base import Damping, Preconditioner, absolute, validate_damping, validate_fisher
 from whence.errors import ConfigError, NumericalError
 from whence.gradients import Fisher, Gradients, GradientStream, Matrix, Outer
 
@@ -45,6 +45,7 @@ class Exact:
 
     def __post_init__(self) -> None:
         validate_damping(self.damping)
+        validate_fisher(self.fisher)
 
     def fit(self, stream: GradientStream, *, seed: int) -> Preconditioner:
         """Fit to the training gradients. The stream's task should be in float64."""

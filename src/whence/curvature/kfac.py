@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from whence.curvature.base import DEFAULT_DAMPING, Damping, Preconditioner, absolute, validate_damping
+from whence.curvature.base import (
+    DEFAULT_DAMPING,
+    Damping,
+    Preconditioner,
+    absolute,
+    validate_damping,
+    validate_fisher,
+    validate_rank_tolerance,
+)
 from whence.curvature.blocks import BlockPreconditioner, LayerInverse
 from whence.curvature.kronecker import (
     Eigenbasis,
@@ -47,6 +55,8 @@ class KFAC:
 
     def __post_init__(self) -> None:
         validate_damping(self.damping)
+        validate_fisher(self.fisher)
+        validate_rank_tolerance(self.rank_tolerance)
 
     def fit(self, stream: GradientStream, *, seed: int) -> Preconditioner:
         """Fit to the training gradients in one pass."""

@@ -277,7 +277,8 @@ def eigen_inverse(
 ) -> EigenInverse:
     """Return the layer's inverse in the type that gradients have."""
     q_a = None if basis.q_a is None else basis.q_a.to(dtype)
-    return EigenInverse(basis.q_g.to(dtype), q_a, basis.reduced(dtype).empty, grid.to(dtype), factors[0].to(dtype), factors[1].to(dtype))
+    u, v = (factor.to(dtype) for factor in factors)
+    return EigenInverse(basis.q_g.to(dtype), q_a, basis.reduced(dtype).empty, grid.to(dtype), u, v)
 
 
 def _zeros(factor: Factor) -> Covariance:
