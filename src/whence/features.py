@@ -16,10 +16,35 @@ from torch import Tensor
 
 from whence.errors import RunFormatError
 
-__all__ = ["FORMAT", "ids_from_json", "ids_to_json", "read_manifest", "read_tensors", "staged", "write_manifest", "write_tensors"]
+__all__ = [
+    "FORMAT",
+    "check_target",
+    "ids_from_json",
+    "ids_to_json",
+    "read_manifest",
+    "read_tensors",
+    "staged",
+    "write_manifest",
+    "write_tensors",
+]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+
+
+def check_target(target: str | Path) -> None:
+    """Raise unless a run may be written to ``target``: a new or empty folder, or an earlier run.
+
+    Raises:
+        RunFormatError: It holds other files.
+    """
+    path = Path(target)
+    occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if occupied and not (path / MANIFEST).is_file():
+        raise RunFormatError(
+            f"output must be a new folder or an earlier run, got {str(path)!r}, which holds other files. "
+            "Choose another folder with --out."
+        )
 
 
 class staged:
@@ -38,12 +63,7 @@ class staged:
 
     def __enter__(self) -> Path:
         """Return the folder to write into."""
-        occupied = self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir()))
-        if occupied and not (self.target / MANIFEST).is_file():
-            raise RunFormatError(
-                f"output must be a new folder or an earlier run, got {str(self.target)!r}, which holds other files. "
-                "Choose another folder."
-            )
+        check_target(self.target)
         try:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)

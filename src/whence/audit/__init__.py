@@ -3,9 +3,10 @@
 from whence.audit.clean import clean
 from whence.audit.explain import explain
 from whence.audit.folder import Run, open_run, reload_data, reload_task, write_run
-from whence.audit.job import Audit, UserModel, audit
+from whence.audit.job import METHODS, Audit, UserModel, audit
 
 __all__ = [
+    "METHODS",
     "Audit",
     "Run",
     "UserModel",

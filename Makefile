@@ -1,0 +1,36 @@
+# make demo   audit bundled real data and write a report      make test   every check
+# make bench  speed beside peers (long)                       make reproduce   the measured gates (long)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export WHENCE_DATA ?= ../shared/data
+
+.PHONY: demo test check bench reproduce bench-peers clean
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,hf]"
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/whence audit examples/data/sms_spam.csv.gz --label label --out runs/demo
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/mlp_ekfac.py
+
+reproduce: $(VENV)/.ready
+	$(BIN)/python benchmarks/oracle_gates.py
+	$(BIN)/python benchmarks/label_errors.py
+
+clean:
+	rm -rf $(VENV) runs build dist

@@ -1,0 +1,106 @@
+"""``whence audit``: find the rows that are probably mislabelled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from whence import __version__
+from whence.audit import METHODS, audit, write_run
+from whence.cli.console import Stages, plain
+from whence.cli.usermodel import load_user_model
+from whence.data import ReadOptions, read
+from whence.features import check_target
+
+__all__ = ["audit_command"]
+
+_SHOWN = 10
+
+
+def audit_command(
+    data: Annotated[str, typer.Argument(help="csv, tsv, parquet, jsonl, npz, a folder of images by class, ...")],
+    label: Annotated[str | None, typer.Option(help="Column with the labels.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text column, or several joined with commas.")] = None,
+    image: Annotated[str | None, typer.Option(help="Image column.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="Column whose values name the rows.")] = None,
+    split: Annotated[str | None, typer.Option(help="Column that tells train from test.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Column that marks rows you vouch for.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat for more.")] = None,
+    model: Annotated[str | None, typer.Option(help="Your own model: FILE.py:FUNC, called with the data.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Its weights: safetensors, or a state dict.")] = None,
+    method: Annotated[str, typer.Option(help=f"Curvature for influence: {', '.join(METHODS)}.")] = "ekfac",
+    out: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("whence-run"),
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON summary.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Find the rows of DATA that are probably mislabelled, and write a run folder with a report.
+
+    Example: whence audit sms.csv --label label --out runs/sms
+    """
+    check_target(out)
+    columns = tuple(drop or ())
+    options = ReadOptions(
+        label=label, text=text, image=image, id=id_column, split=split, reference=reference, drop=columns
+    )
+    with Stages(quiet=quiet) as stages:
+        stages(f"reading {plain(data, 60)}", 0)
+        labelled = read(data, options)
+        own = None if model is None else load_user_model(model, weights, labelled)
+        result = audit(labelled, model=own, method=method, seed=seed, version=__version__, on_stage=stages)
+        stages("writing the run", 0)
+        report = write_run(result, out, source=str(Path(data)), options=options)
+    if as_json:
+        print(json.dumps({"run": str(out), "report": str(report), **_figures(result.summary)}, allow_nan=False))
+        return
+    _print(result.summary, out, report)
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a summary without its rows."""
+    return {key: summary[key] for key in ("data", "model", "method", "suspects", "warnings", "seconds")}
+
+
+def _print(summary: dict[str, Any], out: Path, report: Path) -> None:
+    """Print what was found, the first suspects, and where the report lies."""
+    console = Console(highlight=False)
+    found, data, model = summary["suspects"], summary["data"], summary["model"]
+    console.print(
+        f"[bold]{found['count']:,}[/] of {data['rows']:,} rows are probably mislabelled "
+        f"([bold]{found['share']:.1%}[/]; estimated noise {found['noise_rate']:.1%})."
+    )
+    accuracy = model["held_out_accuracy"]
+    shown = f"held-out accuracy {accuracy:.1%}" if accuracy is not None else "held-out accuracy not measured"
+    console.print(
+        f"[dim]{escape(model['name'])}, {shown}, majority class {model['majority_accuracy']:.1%}, "
+        f"{summary['seconds']['total']:.0f} s[/]"
+    )
+    for notice in summary["warnings"]:
+        console.print(f"[yellow]{escape(notice['title'])}[/] {escape(notice['text'])}")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("rank", "id", "given", "suggested", "suspicion", "row"):
+        table.add_column(name, justify="right" if name in ("rank", "suspicion") else "left", overflow="ellipsis", no_wrap=True)
+    for row in summary["rows"][:_SHOWN]:
+        cells = [str(row["rank"]), row["id"], row["label"], str(row["suggested_label"])]
+        table.add_row(*(escape(plain(c, 24)) for c in cells), f"{row['suspicion']:.3f}", escape(_one_line(row)))
+    console.print(table)
+    name = escape(str(out))
+    console.print(f"[dim]explain one:[/] whence explain {name} --query {escape(summary['rows'][0]['id'])}")
+    console.print(f"[dim]clean data: [/] whence clean {name} --out FILE")
+    console.print(f"report: [bold]{escape(str(report))}[/]", soft_wrap=True)
+
+
+def _one_line(row: dict[str, Any]) -> str:
+    """Return a row's content as one line."""
+    content = row["content"]
+    if content["kind"] == "text":
+        return plain(content["text"], 70)
+    if content["kind"] == "tabular":
+        return plain(", ".join(f"{cell['name']}={cell['value']}" for cell in content["cells"][:5]), 70)
+    return f"image {content['width']}×{content['height']}"

@@ -1,0 +1,145 @@
+"""``whence explain``: which training rows helped and harmed a prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from whence.audit import Run, explain, open_run, reload_data, reload_task
+from whence.cli.console import number, plain
+from whence.cli.usermodel import load_user_model
+from whence.data import LabelledData, ReadOptions, as_examples, read
+from whence.errors import ConfigError, DataError
+from whence.methods import InfluenceAttribution, load
+from whence.report import render_explanation
+from whence.tasks import Task
+
+__all__ = ["explain_command"]
+
+
+def explain_command(
+    run: Annotated[Path, typer.Argument(help="Folder that whence audit wrote.")],
+    query: Annotated[str | None, typer.Option(help="Id of the row to explain.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="File with new rows (same columns); explains --query of it.")
+    ] = None,
+    as_label: Annotated[str | None, typer.Option(help="Measure the loss of this label, not the given one.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Rows to show on each side.")] = 10,
+    model: Annotated[str | None, typer.Option(help="FILE.py:FUNC again, if the run used your model.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
+    data_source: Annotated[Path | None, typer.Option(help="The audited data, if it was moved.")] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file; by default in the run's folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the training rows that helped and harmed one prediction, with their content and scores in nats.
+
+    Example: whence explain runs/sms --query 1935
+    """
+    if query is None and data is None:
+        raise ConfigError("--query must name a row (of the audited data, or of --data), got none.")
+    if k < 1:
+        raise ConfigError(f"-k must be at least 1, got {k}.")
+    opened = open_run(run)
+    audited = reload_data(opened, data_source)
+    asked = audited if data is None else _new_rows(opened, audited, data)
+    attribution, inputs = _restore(opened, audited, asked, model, weights)
+    row = 0 if query is None else _row(asked, query)
+    explanation = explain(opened, audited, attribution, queries=asked, inputs=inputs, row=row, measured=as_label, k=k)
+    if as_json:
+        print(json.dumps(explanation, allow_nan=False, ensure_ascii=False))
+        return
+    target = out or run / f"explain-{_file_name(str(asked.ids[row]))}.html"
+    try:
+        target.write_text(render_explanation(explanation), encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{target} must be writable, got: {error.strerror}. Choose another place with --out."
+        ) from error
+    _print(explanation, target)
+
+
+def _new_rows(run: Run, audited: LabelledData, path: Path) -> LabelledData:
+    """Read new rows as the audited ones were read, with labels as positions of the audited classes."""
+    stored = run.manifest["data"]["options"]
+    options = ReadOptions(
+        **{**stored, "drop": tuple(stored["drop"])},
+    )
+    rows = read(path, options)
+    unknown = sorted(set(rows.classes) - set(audited.classes))
+    if unknown or rows.kind != audited.kind:
+        what = f"labels {unknown[:5]}" if unknown else f"{rows.kind} rows"
+        raise DataError(f"{path} must have the kind and labels of the audited data, got {what}.")
+    return rows
+
+
+def _restore(
+    run: Run, audited: LabelledData, asked: LabelledData, spec: str | None, weights: Path | None
+) -> tuple[InfluenceAttribution, Any]:
+    """Return the run's attribution and the inputs of the rows that are asked about."""
+    if run.manifest["model"]["embedded"]:
+        _, preparation, attribution = reload_task(run, audited)
+        return attribution, preparation.transform(asked)
+    if spec is None:
+        raise ConfigError(
+            "--model FILE.py:FUNC must be given again: the run used your own model, and a run never imports code."
+        )
+    own = load_user_model(spec, weights, audited)
+    examples = as_examples((own.inputs, torch.from_numpy(audited.labels)), ids=audited.ids)
+    attribution = load(run.folder / "attribution", Task(own.model, "cross_entropy"), examples)
+    if asked is audited:
+        return attribution, own.inputs
+    return attribution, load_user_model(spec, weights, asked).inputs
+
+
+def _row(data: LabelledData, query: str) -> int:
+    """Return the position of an id."""
+    found = np.flatnonzero(data.ids.astype(str) == query)
+    if len(found) == 0:
+        raise DataError(
+            f"--query must be an id of {data.source or 'the data'}, got {query!r}; ids look like {str(data.ids[0])!r}."
+        )
+    return int(found[0])
+
+
+def _file_name(id_: str) -> str:
+    """Return an id as part of a file name."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in id_)[:80]
+
+
+def _print(explanation: dict[str, Any], target: Path) -> None:
+    """Print the query, both sides, and where the page lies."""
+    console = Console(highlight=False)
+    asked = explanation["query"]
+    console.print(f"[bold]row {escape(plain(asked['id'], 40))}[/] {escape(_content(asked['content']))}")
+    best = asked["probabilities"][0]
+    console.print(
+        f"labelled [bold]{escape(str(asked['label']))}[/], predicted [bold]{escape(best['label'])}[/] "
+        f"({best['p']:.1%}); loss of {escape(explanation['measured_label'])}: {asked['loss']:.3f} nats"
+    )
+    for side, title in (("helpful", "helped: without them the loss would rise"),
+                        ("harmful", "harmed: without them the loss would fall")):  # fmt: skip
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+        for name in ("nats", "id", "label", "row"):
+            table.add_column(name, justify="right" if name == "nats" else "left")
+        for entry in explanation[side]:
+            cells = (plain(entry["id"], 24), plain(entry["label"], 24), _content(entry["content"]))
+            table.add_row(number(entry["score"]), *(escape(cell) for cell in cells))
+        console.print(table)
+    console.print(f"page: [bold]{escape(str(target))}[/]", soft_wrap=True)
+
+
+def _content(content: dict[str, Any]) -> str:
+    """Return content as one line."""
+    if content["kind"] == "text":
+        return plain(content["text"], 80)
+    if content["kind"] == "tabular":
+        return plain(", ".join(f"{cell['name']}={cell['value']}" for cell in content["cells"][:6]), 80)
+    return f"image {content['width']}×{content['height']}"
