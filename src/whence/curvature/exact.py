@@ -87,7 +87,8 @@ class ExactPreconditioner:
         flat = gradients.dense().to(self.inverse.dtype) @ self.inverse  # [B, P]
         pieces = flat.split([out * inp for out, inp in self.shapes.values()], 1)
         named = zip(self.shapes.items(), pieces, strict=True)
-        return Gradients({name: Matrix(piece.reshape(-1, *shape)) for (name, shape), piece in named})
+        dtype = next(iter(next(iter(gradients.layers.values())).tensors().values())).dtype
+        return Gradients({name: Matrix(piece.reshape(-1, *shape).to(dtype)) for (name, shape), piece in named})
 
     def quadratic(self, gradients: Gradients) -> Tensor:
         """Return gᵀ H⁻¹ g [B]."""

@@ -49,7 +49,13 @@ class Tape:
 
         Raises:
             NumericalError: A gradient is not finite; the message names the layer.
+            ConfigError: The values do not depend on a layer.
         """
+        if not values.requires_grad:
+            raise ConfigError(
+                "the loss must depend on the attributed layers, got values without a gradient. Use the model that the "
+                "loss is given and do not detach."
+            )
         for name in self.deltas:
             self.deltas[name] = [None] * len(self.captured[name])
         torch.autograd.grad(values, self.root, torch.ones_like(values) if seeds is None else seeds, retain_graph=keep,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -185,7 +185,14 @@ def parameter_gradients(task: Task, what: Literal["loss", "measurement"], batch:
     replaced = {f"model.{name}": p for name, p in copies.items()}
     with task.evaluating(), torch.enable_grad():
         value = torch.func.functional_call(_Measured(task), replaced, (what, batch))
-    gradients = torch.autograd.grad(value.sum(), list(copies.values()), allow_unused=True)
+    gradients: Sequence[Tensor | None] = [None] * len(copies)
+    if value.requires_grad:
+        gradients = torch.autograd.grad(value.sum(), list(copies.values()), allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise ConfigError(
+            f"{what} must depend on the parameters of the model it is called with, got a value that does not. "
+            "Use the model it is given and do not detach."
+        )
     return {
         name: torch.zeros_like(p) if g is None else g
         for (name, p), g in zip(copies.items(), gradients, strict=True)

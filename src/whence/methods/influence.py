@@ -123,7 +123,7 @@ class InfluenceAttribution:
     stored: Sequence[tuple[slice, Gradients]] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_versions", self._parameter_versions())
+        object.__setattr__(self, "_versions", self._tensor_versions())
 
     @property
     def ids(self) -> np.ndarray:
@@ -223,24 +223,23 @@ class InfluenceAttribution:
         count = len(self.examples)
         columns = []
         for name, ids in groups.items():
-            rows = self.examples.rows_of(list(ids))
-            if not 0 < len(rows) < count:
-                raise ConfigError(f"group {name!r} must hold between 1 and {count - 1} examples, got {len(rows)}.")
+            rows = self._removed(list(ids), f"group {name!r}")
             columns.append(single.values[:, torch.from_numpy(rows)].sum(1) * count / (count - len(rows)))
+        if not columns:
+            raise ConfigError("groups must name at least one group, got none.")
         names = np.array(list(groups), dtype=str)
         return Scores(values=torch.stack(columns, 1), query_ids=single.query_ids, ids=names, unit=single.unit)
 
     def parameter_change(self, ids: Sequence[Any]) -> dict[str, Tensor]:
         """Return the predicted change of the parameters if ``ids`` are removed: (1/(N−k)) H⁻¹ Σ g_i, by name."""
-        rows = self.examples.rows_of(ids)
-        total = {layer.name: torch.zeros_like(layer.weights())[None] for layer in self.coverage.layers}
-        for part in np.array_split(rows, -(-len(rows) // self.stream.chunk)):
-            gradients = self.stream.run(self.examples.batch(part), part).training()
+        self._check_unchanged()
+        rows = self._removed(ids, "ids")
+        decay = len(rows) * self.task.weight_decay
+        total = {layer.name: decay * layer.weights() for layer in self.coverage.layers}
+        for gradients in self._gradients_of(rows):
             for name, factor in gradients.layers.items():
-                total[name] += factor.matrix().sum(0)
-        for layer in self.coverage.layers:
-            total[layer.name] += len(rows) * self.task.weight_decay * layer.weights()
-        change = self.preconditioner.precondition(Gradients({name: Matrix(m) for name, m in total.items()}))
+                total[name] = total[name] + factor.summed()
+        change = self.preconditioner.precondition(Gradients({name: Matrix(m[None]) for name, m in total.items()}))
         named: dict[str, Tensor] = {}
         for layer in self.coverage.layers:
             matrix = change.layers[layer.name].matrix()[0] / (len(self.examples) - len(rows))
@@ -254,7 +253,7 @@ class InfluenceAttribution:
         norms = 0.0
         for _, gradients in self.training_gradients():
             for name, factor in gradients.layers.items():
-                total[name] += _summed(factor)
+                total[name] += factor.summed()
             norms += float(gradients.squared_norms().sqrt().sum())
         count = len(self.examples)
         for layer in self.coverage.layers:
@@ -343,23 +342,33 @@ class InfluenceAttribution:
             seeds = correction.residual.to(chunk.outputs.dtype).reshape(chunk.outputs.shape)
             yield rows, chunk.seeded(seeds, keep=False)
 
-    def _parameter_versions(self) -> list[int]:
-        return [parameter._version for parameter in self.task.model.parameters()]
+    def _removed(self, ids: Sequence[Any], what: str) -> np.ndarray:
+        """Return the rows to remove, each once; some must be left."""
+        rows, count = np.unique(self.examples.rows_of(ids)), len(self.examples)
+        if not 0 < len(rows) < count:
+            raise ConfigError(f"{what} must hold between 1 and {count - 1} examples, got {len(rows)}.")
+        return rows
+
+    def _gradients_of(self, rows: np.ndarray) -> Iterator[Gradients]:
+        """Yield the training gradients of some rows, from what was stored where there is something."""
+        if self.stored is None:
+            for part in np.array_split(rows, -(-len(rows) // self.stream.chunk)):
+                yield self.stream.run(self.examples.batch(part), part).training()
+            return
+        for span, gradients in self.stored:
+            inside = rows[(rows >= span.start) & (rows < span.stop)] - span.start
+            if len(inside):
+                yield gradients.rows(torch.from_numpy(inside))
+
+    def _tensor_versions(self) -> list[tuple[int, int]]:
+        """Return what changes whenever a weight or a running statistic does."""
+        model = self.task.model
+        return [(tensor.data_ptr(), tensor._version) for tensor in (*model.parameters(), *model.buffers())]
 
     def _check_unchanged(self) -> None:
-        if self._parameter_versions() != self._versions:  # type: ignore[attr-defined]
+        if self._tensor_versions() != self._versions:  # type: ignore[attr-defined]
             raise ConfigError("the model must be the one that was fitted, but its weights have changed. Fit again.")
 
 
 def _loss_unit(task: Task) -> str | None:
     return task.loss.unit if isinstance(task.loss, Loss) else None
-
-
-def _summed(factor: Any) -> Tensor:
-    """Return the gradients of a layer summed over examples [O, I]."""
-    if hasattr(factor, "a"):
-        summed: Tensor = factor.d.flatten(0, 1).T @ factor.a.flatten(0, 1)
-        return summed
-    total: Tensor = factor.matrix().sum(0)
-    return total
-
