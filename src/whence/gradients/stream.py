@@ -243,7 +243,8 @@ def _check_losses(losses: Tensor, batch: Batch) -> None:
     """Raise if a loss is not finite."""
     bad = (~torch.isfinite(losses)).nonzero().reshape(-1)
     if len(bad):
+        first = int(bad[0])
         raise NumericalError(
-            f"training loss must be finite, got {losses[bad[0]].item()} for example {batch.ids[int(bad[0])]!r}. "
+            f"training loss must be finite, got {losses[first].item()} for example {batch.ids[first].item()!r}. "
             "Check that example's inputs and target."
         )
