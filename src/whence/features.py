@@ -105,13 +105,14 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
             "An interrupted run leaves none: run it again."
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunFormatError(f"{path} must be readable JSON, got: {error}. Run it again.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("kind") != kind:
-        found = manifest.get("format"), manifest.get("kind")
+    entries: dict[str, Any] = manifest if isinstance(manifest, dict) else {}
+    found = entries.get("format"), entries.get("kind")
+    if found != (FORMAT, kind):
         raise RunFormatError(f"{path} must be of format {FORMAT} and kind {kind!r}, got {found}. Run it again.")
-    return manifest
+    return entries
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

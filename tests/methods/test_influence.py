@@ -260,7 +260,7 @@ def test_a_loss_that_ignores_the_model_is_refused() -> None:
         return per_example(other, batch)
 
     for loss in (detached, elsewhere):
-        with pytest.raises(wh.ConfigError, match="must depend on|must take part"):
+        with pytest.raises(wh.ConfigError, match=r"must depend on|must take part"):
             wh.Influence().fit(wh.Task(case.model, loss), case.train)
         attribution = wh.Influence().fit(wh.Task(case.model, measurement=loss), case.train)
         with pytest.raises(wh.ConfigError, match="must depend on"):

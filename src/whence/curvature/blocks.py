@@ -198,7 +198,9 @@ class BlockPreconditioner:
             if inverse is not None
             for key, tensor in inverse.tensors().items()
         }
-        return {"kind": "blocks", "layers": list(self.inverses), "details": self.details}, tensors
+        untouched = [name for name, inverse in self.inverses.items() if inverse is None]
+        settings = {"kind": "blocks", "layers": list(self.inverses), "identity": untouched, "details": self.details}
+        return settings, tensors
 
     def _one(self, name: str, factor: Factor) -> Factor:
         inverse = self.inverses[name]
@@ -210,13 +212,13 @@ def block_from_state(settings: dict[str, Any], tensors: Mapping[str, Tensor]) ->
     inverses: dict[str, LayerInverse | None] = {}
     for name in settings["layers"]:
         own = {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == name}
-        if "inverse" in own:
+        if name in settings["identity"]:
+            inverses[name] = None
+        elif "inverse" in own:
             inverses[name] = DenseInverse(own["inverse"])
-        elif own:
+        else:
             empty = int(own["empty"])
             inverses[name] = EigenInverse(own["q_g"], own.get("q_a"), empty, own["grid"], own["u"], own["v"])
-        else:
-            inverses[name] = None
     return BlockPreconditioner(inverses, settings["details"])
 
 

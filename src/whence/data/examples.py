@@ -79,7 +79,7 @@ class Examples:
         if len(self.positions) != len(self.ids):
             seen, counts = np.unique(self.ids, return_counts=True)
             raise DataError(
-                f"ids must be unique, got {seen[counts.argmax()].item()!r} {counts.max()} times. "
+                f"ids must be unique, got {seen.tolist()[counts.argmax()]!r} {counts.max()} times. "
                 "Choose another id column or let row numbers be the ids."
             )
 
@@ -136,7 +136,7 @@ class Examples:
         if missing:
             raise DataError(
                 f"id must be one of the {len(self)} examples, got {missing[0]!r}. "
-                f"Ids look like {self.ids[0].item()!r}."
+                f"Ids look like {self.ids.tolist()[0]!r}."
             )
         return np.array([self.positions[id_] for id_ in wanted], dtype=np.int64)
 

@@ -245,6 +245,6 @@ def _check_losses(losses: Tensor, batch: Batch) -> None:
     if len(bad):
         first = int(bad[0])
         raise NumericalError(
-            f"training loss must be finite, got {losses[first].item()} for example {batch.ids[first].item()!r}. "
+            f"training loss must be finite, got {losses[first].item()} for example {batch.ids.tolist()[first]!r}. "
             "Check that example's inputs and target."
         )

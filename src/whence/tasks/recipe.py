@@ -44,7 +44,7 @@ class Recipe:
         batch_size: Examples a step.
         weight_decay: λ.
         augment: ``(inputs, generator) -> inputs``, applied to every training batch.
-        gradient_norm: Where "lbfgs" stops.
+        gradient_norm: Where "lbfgs" stops. Below about 1e-9 the values of J no longer tell float64 numbers apart.
         train: A whole training loop of the user's:
             ``train(examples, weights=[N] tensor, seed=int, start=module or None) -> model``. Everything above
             but ``loss``, ``outputs`` and ``weight_decay`` is then unused.

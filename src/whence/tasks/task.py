@@ -139,7 +139,9 @@ class Task:
             ConfigError: The measurement needs queries.
         """
         if self.measurement is None or isinstance(self.measurement, (str, Loss)):
-            raise ConfigError("scores() without queries needs Task(measurement=callable(model) -> scalar). Pass queries.")
+            raise ConfigError(
+                "scores() without queries needs Task(measurement=callable(model) -> scalar). Pass queries."
+            )
         value = self.measurement(self.model)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise ConfigError("measurement of the model must be a scalar tensor that depends on its parameters.")
