@@ -85,7 +85,8 @@ class CrossEntropy:
         _check_flat(outputs)
         p = outputs.softmax(-1)
         eye = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
-        return p.sqrt().T[:, :, None] * (eye[:, None, :] - p[None])  # [C, B, C]
+        scale = p.sqrt() * (targets.reshape(-1, 1) != self.ignore_index)
+        return scale.T[:, :, None] * (eye[:, None, :] - p[None])  # [C, B, C]
 
     def draws(self, outputs: Tensor) -> int:
         """Return T, one for every position."""
@@ -103,7 +104,8 @@ class CrossEntropy:
         """Return diag(p) − p pᵀ [B, C, C]."""
         _check_flat(outputs)
         p = outputs.softmax(-1)
-        return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+        counted = (targets.reshape(-1, 1, 1) != self.ignore_index).to(p.dtype)
+        return counted * (torch.diag_embed(p) - p[:, :, None] * p[:, None, :])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,13 @@ class BinaryCrossEntropy:
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of every example [B]."""
-        losses = F.binary_cross_entropy_with_logits(outputs, _like(targets, outputs), reduction="none")
+        wanted = _like(targets, outputs)
+        if wanted.numel() and not (float(wanted.min()) >= 0 and float(wanted.max()) <= 1):
+            raise DataError(
+                f"targets of a binary cross-entropy must lie between 0 and 1, got {float(wanted.min()):g} to "
+                f"{float(wanted.max()):g}. Encode the classes as 0 and 1."
+            )
+        losses = F.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
         return losses.reshape(len(outputs), -1).sum(1)
 
     def roots(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -213,7 +221,7 @@ class SmoothHinge:
     temperature: float = 0.001
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ConfigError(f"temperature must be positive, got {self.temperature}.")
 
     @property
@@ -275,11 +283,11 @@ def loss_by_name(name: str) -> Loss:
     return losses[name]
 
 
-def _check_classes(outputs: Tensor, targets: Tensor, ignore_index: int) -> None:
+def _check_classes(outputs: Tensor, targets: Tensor, ignore_index: int | None) -> None:
     """Raise unless integer targets fit the width of the logits."""
     if targets.is_floating_point():
         raise DataError(
-            f"targets of a cross-entropy must be class indices (integers), got {targets.dtype}. "
+            f"targets of several classes must be class indices (integers), got {targets.dtype}. "
             'Use loss="mse" for a continuous target or loss="binary_cross_entropy" for one logit.'
         )
     if outputs.ndim < 2 or outputs.shape[:-1].numel() != targets.numel():
@@ -287,7 +295,7 @@ def _check_classes(outputs: Tensor, targets: Tensor, ignore_index: int) -> None:
             f"outputs must be logits [B, C] or [B, T, C] for targets {tuple(targets.shape)}, "
             f"got {tuple(outputs.shape)}. Name the logits with Task(outputs=...) if the model returns more."
         )
-    counted = targets[targets != ignore_index]
+    counted = targets.reshape(-1) if ignore_index is None else targets[targets != ignore_index]
     if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= outputs.shape[-1]):
         worst = int(counted.max()) if int(counted.max()) >= outputs.shape[-1] else int(counted.min())
         raise DataError(f"targets must lie in 0..{outputs.shape[-1] - 1} (the model has so many outputs), got {worst}.")
@@ -326,9 +334,10 @@ def _single(outputs: Tensor) -> bool:
 def _violations(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the margin violations [B, C]; for one output [B, 2] with 0 for the true side first."""
     if _single(outputs):
-        sign = torch.where(targets.reshape(-1) > 0, 1.0, -1.0).to(outputs.dtype)
+        sign = torch.where(_like(targets, outputs).reshape(-1) > 0, 1.0, -1.0).to(outputs.dtype)
         slack = 1 - sign * outputs.reshape(-1)
         return torch.stack([torch.zeros_like(slack), slack], -1)
+    _check_classes(outputs, targets, None)
     true = outputs.gather(-1, targets.reshape(-1, 1).long())
     wrong = 1 - F.one_hot(targets.reshape(-1).long(), outputs.shape[-1]).to(outputs.dtype)
     return wrong + outputs - true
