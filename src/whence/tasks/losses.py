@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -181,7 +182,7 @@ class MeanSquaredError:
         width = outputs.reshape(len(outputs), -1).shape[1]
         spread = uniforms.reshape(outputs.shape).clamp(1e-12, 1 - 1e-12)
         normal: Tensor = torch.special.ndtri(spread).to(outputs.dtype)
-        return (2.0 / width) ** 0.5 * normal
+        return math.sqrt(2.0 / width) * normal
 
     def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return (2/C) I [B, C, C]."""
@@ -251,7 +252,7 @@ class SmoothHinge:
         roots = self.roots(outputs, targets)  # [R, B, ...]
         drawn = (uniforms.reshape(len(outputs)) * len(roots)).long().clamp(max=len(roots) - 1)
         root: Tensor = roots[drawn, torch.arange(len(outputs), device=outputs.device)]
-        return float(len(roots)) ** 0.5 * root
+        return math.sqrt(len(roots)) * root
 
     def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return W [B, C, C]."""

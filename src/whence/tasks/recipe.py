@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
@@ -86,8 +87,11 @@ class Recipe:
         for name, value in (("epochs", epochs), ("batch_size", batch_size)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
-        if learning_rate <= 0 or gradient_norm <= 0:
-            raise ConfigError("learning_rate and gradient_norm must be positive.")
+        for name, step in (("learning_rate", learning_rate), ("gradient_norm", gradient_norm)):
+            if not step > 0:
+                raise ConfigError(f"{name} must be positive, got {step}.")
+        if not 0 <= weight_decay < float("inf"):
+            raise ConfigError(f"weight_decay must be zero or positive, got {weight_decay}.")
         self.build = build
         self.loss = loss
         self.outputs = outputs
@@ -127,7 +131,8 @@ class Recipe:
             weights: Weights [N] in row order, 1 by default.
             seed: Seed of initialisation, order, dropout and augmentation. The global generators are left alone.
             start: A model to start from (not changed) instead of a new one.
-            on_epoch: Called after every epoch with (epoch from 1, model, mean training loss).
+            on_epoch: Called after every epoch with (epoch from 1, model, mean training loss). It may evaluate the
+                model; that changes nothing. Only for gradient descent.
 
         Returns:
             The trained model, in evaluation mode; in float64 for "lbfgs".
@@ -139,11 +144,13 @@ class Recipe:
         weights = torch.ones(len(examples)) if weights is None else weights.clone().float()
         if len(weights) != len(examples):
             raise ConfigError(f"weights must have one entry a row ({len(examples)}), got {len(weights)}.")
+        if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+            raise ConfigError("weights must be finite and zero or positive. Use 0 to leave an example out.")
         if len(exclude):
             weights[torch.from_numpy(examples.rows_of(exclude))] = 0.0
         if weights.sum() <= 0:
             raise ConfigError("at least one example must have a positive weight. Exclude fewer examples.")
-        with torch.random.fork_rng(devices=[]):
+        with _own_random_state():
             torch.manual_seed(seed)
             if self.loop is not None:
                 return self.loop(examples, weights=weights, seed=seed, start=start).eval()
@@ -157,7 +164,7 @@ class Recipe:
         self, model: nn.Module, examples: Examples, weights: Tensor, seed: int, on_epoch: OnEpoch | None
     ) -> nn.Module:
         """Run the epochs of stochastic gradient descent."""
-        task = self.task(model.train())
+        task = self.task(model)
         optimizer = self._make_optimizer(model)
         steps = self.epochs * -(-len(examples) // self.batch_size)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate((step + 1) / (steps + 1)))
@@ -165,6 +172,7 @@ class Recipe:
         scale = weights / weights.mean()
         plain = bool((scale == 1).all())
         for epoch in range(1, self.epochs + 1):
+            model.train()
             total = 0.0
             for rows in torch.randperm(len(examples), generator=generator).split(self.batch_size):
                 batch = task.place(examples.batch(rows.numpy()))
@@ -184,7 +192,8 @@ class Recipe:
                     "Lower the learning rate or standardise the inputs."
                 )
             if on_epoch is not None:
-                on_epoch(epoch, model, total / len(examples))
+                with _own_random_state():
+                    on_epoch(epoch, model, total / len(examples))
         optimizer.zero_grad(set_to_none=True)
         return model.eval()
 
@@ -208,3 +217,10 @@ class Recipe:
         if self.schedule == "one_cycle":
             return max(0.0, min(progress / 0.25, (1 - progress) / 0.75) if progress < 1 else 0.0)
         return 1.0
+
+
+def _own_random_state() -> AbstractContextManager[None]:
+    """Return a block whose random numbers leave the global generators as they were, on GPUs in use too."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    state: AbstractContextManager[None] = torch.random.fork_rng(devices=list(devices))
+    return state

@@ -1,0 +1,237 @@
+"""Recipes: leaving out is weight 0, the same seed is the same model, global random states stay."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zoo
+from whence.data import Examples, as_examples
+from whence.errors import ConfigError, DataError, NumericalError
+from whence.tasks import Recipe
+
+COUNT = 40
+
+
+def build() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+
+
+def jitter(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    return inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
+
+
+RECIPES: dict[str, Recipe] = {
+    "adam": Recipe(build=build, epochs=3, batch_size=16, learning_rate=0.01, weight_decay=0.1),
+    "adamw": Recipe(build=build, optimizer="adamw", epochs=3, batch_size=16, schedule="one_cycle", weight_decay=0.1),
+    "sgd": Recipe(build=build, optimizer="sgd", epochs=3, batch_size=7, learning_rate=0.1, schedule="cosine"),
+    "augmented": Recipe(build=build, epochs=2, batch_size=16, augment=jitter),
+    "own optimiser": Recipe(build=build, epochs=2, optimizer=lambda p: torch.optim.Adagrad(p, 0.01)),
+    "lbfgs": Recipe(build=lambda: nn.Linear(5, 3), optimizer="lbfgs", weight_decay=0.05, gradient_norm=1e-8),
+}
+each = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+
+
+def data(dtype: torch.dtype = torch.float32) -> Examples:
+    case = zoo.make("linear", count=COUNT, dtype=dtype)
+    return as_examples(case.train, ids=[f"e{i}" for i in range(COUNT)])
+
+
+def state(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().reshape(-1).double() for p in model.parameters()])
+
+
+@each
+def test_the_same_seed_is_the_same_model(recipe: Recipe) -> None:
+    one, same, other = recipe.train(data(), seed=1), recipe.train(data(), seed=1), recipe.train(data(), seed=2)
+    assert torch.equal(state(one), state(same))
+    assert not torch.equal(state(one), state(other))
+    assert not any(module.training for module in one.modules())
+    assert all(p.grad is None for p in one.parameters())
+
+
+@each
+def test_global_random_states_stay(recipe: Recipe) -> None:
+    torch.manual_seed(3)
+    np.random.seed(3)
+    before = torch.get_rng_state()
+    recipe.train(data(), seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.rand(2), np.random.RandomState(3).rand(2))
+
+
+@each
+def test_leaving_out_is_weight_zero(recipe: Recipe) -> None:
+    """And the left-out example's label no longer matters."""
+    weights = torch.ones(COUNT)
+    weights[[3, 9]] = 0
+    left_out = recipe.train(data(), exclude=["e3", "e9"], seed=1)
+    assert torch.equal(state(left_out), state(recipe.train(data(), weights=weights, seed=1)))
+    labels = data().targets
+    assert labels is not None
+    changed = labels.clone()
+    changed[[3, 9]] = (changed[[3, 9]] + 1) % 3
+    assert torch.equal(state(left_out), state(recipe.train(data(), exclude=["e9", "e3"], labels=changed, seed=1)))
+    assert not torch.equal(state(left_out), state(recipe.train(data(), seed=1)))
+    assert bool((weights[[0, 1]] == 1).all())
+
+
+@each
+def test_labels_replace_targets(recipe: Recipe) -> None:
+    examples = data()
+    assert examples.targets is not None
+    labels = (examples.targets + 1) % 3
+    relabelled = as_examples((examples.batch(np.arange(COUNT)).inputs, labels))
+    assert torch.equal(state(recipe.train(examples, labels=labels)), state(recipe.train(relabelled)))
+
+
+@each
+def test_a_start_is_used_and_not_changed(recipe: Recipe) -> None:
+    start = recipe.train(data(), seed=5)
+    start.train()
+    kept = copy.deepcopy(start)
+    trained = recipe.train(data(), start=start, exclude=["e1"])
+    assert torch.equal(state(start), state(kept))
+    assert start.training
+    assert not torch.equal(state(trained), state(kept))
+    assert not trained.training
+
+
+def test_lbfgs_forgets_its_start() -> None:
+    recipe = RECIPES["lbfgs"]
+    start = nn.Linear(5, 3)
+    torch.testing.assert_close(state(recipe.train(data(), start=start)), state(recipe.train(data())), atol=1e-6, rtol=0)
+
+
+def test_lbfgs_reaches_the_gradient_norm() -> None:
+    recipe, examples = RECIPES["lbfgs"], data(torch.float64)
+    weights = torch.ones(COUNT, dtype=torch.float64)
+    weights[3], weights[5] = 0.0, 2.5
+    model = recipe.train(examples, exclude=["e3"], weights=torch.where(weights == 0, 1.0, weights))
+    batch = examples.batch(np.arange(COUNT))
+    losses = nn.functional.cross_entropy(model(batch.inputs), batch.targets, reduction="none")
+    parameters = list(model.parameters())
+    objective = (weights * losses).sum() / weights.sum() + 0.025 * sum(p.square().sum() for p in parameters)
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(objective, parameters)])
+    assert float(gradient.norm()) <= 1e-8
+    assert parameters[0].dtype == torch.float64
+
+
+def test_lbfgs_says_when_it_does_not_converge() -> None:
+    separable = (torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1]))
+    recipe = Recipe(build=lambda: nn.Linear(1, 2), optimizer="lbfgs", gradient_norm=1e-300)
+    with pytest.raises(NumericalError, match=r"gradient norm must reach 1e-300, got .* after"):
+        recipe.train(as_examples(separable))
+    broken = (torch.tensor([[float("nan")], [1.0]]), torch.tensor([0, 1]))
+    with pytest.raises(NumericalError, match="gradient norm must reach"):
+        Recipe(build=lambda: nn.Linear(1, 2), optimizer="lbfgs", weight_decay=0.1).train(as_examples(broken))
+
+
+def test_a_loss_that_grows_without_bound_is_named() -> None:
+    recipe = Recipe(build=lambda: nn.Linear(5, 1), loss="mse", optimizer="sgd", learning_rate=1e6, epochs=20)
+    case = zoo.make("linear", count=COUNT, dtype=torch.float32)
+    with pytest.raises(NumericalError, match=r"training loss must stay finite.*in epoch \d+.*learning rate"):
+        recipe.train(as_examples((case.inputs, case.inputs[:, 0])))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weight_decay_is_that_of_the_objective(optimizer: Any) -> None:
+    """Full batches and small steps end where L-BFGS does."""
+    exact = RECIPES["lbfgs"]
+    recipe = Recipe(build=lambda: nn.Linear(5, 3), optimizer=optimizer, epochs=1500, batch_size=COUNT,
+                    weight_decay=0.05, learning_rate=0.03, schedule="cosine")  # fmt: skip
+    torch.testing.assert_close(state(recipe.train(data())), state(exact.train(data())), atol=2e-3, rtol=0)
+    assert recipe.task(nn.Linear(5, 3)).weight_decay == 0.05
+    assert RECIPES["adamw"].task(nn.Linear(5, 3)).weight_decay == 0.0
+
+
+def test_epochs_are_reported() -> None:
+    seen: list[tuple[int, float]] = []
+    recipe = RECIPES["adam"]
+    recipe.train(data(), on_epoch=lambda epoch, model, loss: seen.append((epoch, loss)))
+    assert [epoch for epoch, _ in seen] == [1, 2, 3]
+    assert all(np.isfinite(loss) for _, loss in seen)
+
+
+def test_watching_changes_nothing() -> None:
+    def watch(epoch: int, model: nn.Module, loss: float) -> None:
+        model.eval()
+        torch.rand(5)
+        model(torch.zeros(1, 5))
+
+    recipe = RECIPES["adam"]
+    assert torch.equal(state(recipe.train(data(), on_epoch=watch)), state(recipe.train(data())))
+
+
+def test_a_whole_loop_of_the_users() -> None:
+    calls: list[dict[str, Any]] = []
+
+    def loop(examples: Examples, **settings: Any) -> nn.Module:
+        calls.append(settings)
+        torch.rand(3)
+        return nn.Linear(5, 3).train()
+
+    recipe = Recipe(train=loop, weight_decay=0.1)
+    before = torch.get_rng_state()
+    start = nn.Linear(5, 3)
+    torch.set_rng_state(before)
+    model = recipe.train(data(), exclude=["e0"], seed=7, start=start)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not model.training
+    assert calls[0]["seed"] == 7
+    assert calls[0]["start"] is start
+    assert calls[0]["weights"].tolist() == [0.0] + [1.0] * (COUNT - 1)
+    assert torch.equal(state(recipe.train(data(), seed=7)), state(model))
+
+
+@pytest.mark.parametrize(
+    "settings, error, match",
+    [
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, ConfigError, r"labels must have one entry a row \(40\), got 3"),
+        ({"weights": torch.ones(3)}, ConfigError, r"weights must have one entry a row \(40\), got 3"),
+        ({"weights": torch.zeros(COUNT)}, ConfigError, "positive weight"),
+        ({"weights": -torch.ones(COUNT)}, ConfigError, "weights must be"),
+        ({"weights": torch.full((COUNT,), float("nan"))}, ConfigError, "weights must be"),
+        ({"exclude": [f"e{i}" for i in range(COUNT)]}, ConfigError, "positive weight"),
+        ({"exclude": ["nobody"]}, DataError, "'nobody'"),
+    ],
+)
+def test_what_training_refuses(settings: dict[str, Any], error: type, match: str) -> None:
+    with pytest.raises(error, match=match):
+        RECIPES["adam"].train(data(), **settings)
+
+
+@pytest.mark.parametrize(
+    "make, match",
+    [
+        (lambda: Recipe(), "either build= .*or train="),
+        (lambda: Recipe(build=build, train=build), "either build= .*or train="),
+        (lambda: Recipe(build=build, optimizer="lamb"), "'lamb'"),  # type: ignore[arg-type]
+        (lambda: Recipe(build=build, schedule="step"), "'step'"),  # type: ignore[arg-type]
+        (lambda: Recipe(build=build, epochs=0), "epochs must be at least 1"),
+        (lambda: Recipe(build=build, batch_size=0), "batch_size must be at least 1"),
+        (lambda: Recipe(build=build, learning_rate=0.0), "learning_rate"),
+        (lambda: Recipe(build=build, learning_rate=float("nan")), "learning_rate"),
+        (lambda: Recipe(build=build, gradient_norm=-1.0), "gradient_norm"),
+        (lambda: Recipe(build=build, weight_decay=-1.0), "weight_decay"),
+    ],
+)
+def test_settings_are_checked(make: Callable[[], Recipe], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        make()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle"])
+def test_schedules_stay_in_range(schedule: Any) -> None:
+    recipe = Recipe(build=build, schedule=schedule)
+    rates = [recipe._rate(progress) for progress in np.linspace(0.01, 1.0, 50)]
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert max(rates) > 0.95
+    if schedule != "constant":
+        assert rates[-1] == pytest.approx(0, abs=1e-12)
