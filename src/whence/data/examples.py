@@ -185,9 +185,9 @@ def as_examples(data: Any, *, ids: Any = None, label: str | None = None) -> Exam
         return _in_memory(inputs, targets, ids)
     if isinstance(data, (Tensor, np.ndarray)):
         return _in_memory(_tensor(data), None, ids)
-    if isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(data[0], (str, int, float)):
+    if _is_pair(data):
         inputs, targets = data
-        return _in_memory(_map(_tensor, inputs), None if targets is None else _tensor(targets), ids)
+        return _in_memory(_map(_tensor, _numbers(inputs)), None if targets is None else _tensor(targets), ids)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return _from_dataset(data, ids, label)
     raise DataError(
@@ -237,6 +237,26 @@ def _leaves(tree: Any) -> list[Tensor]:
     return [tree]
 
 
+def _is_pair(data: Any) -> bool:
+    """Whether this is (inputs, targets) and not, say, a list of two rows that are themselves pairs."""
+    if not isinstance(data, (tuple, list)) or len(data) != 2 or isinstance(data[0], (str, int, float)):
+        return False
+    return isinstance(data, tuple) or not isinstance(data[1], (tuple, Mapping))
+
+
+def _numbers(value: Any) -> Any:
+    """Return a list of (lists of) numbers as an array, anything else as it is."""
+    first = value
+    while isinstance(first, list) and first:
+        first = first[0]
+    if not isinstance(value, list) or not isinstance(first, (bool, int, float)):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise DataError("rows must have equally many numbers, got lists of different lengths. Pad them.") from error
+
+
 def _tensor(values: Any) -> Tensor:
     """Return ``values`` as a tensor; float64 arrays keep their precision."""
     if isinstance(values, Tensor):
@@ -247,12 +267,15 @@ def _tensor(values: Any) -> Tensor:
             f"inputs and targets must be numbers, got an array of {array.dtype}. "
             "Encode text and categories first, or audit the file with `whence audit`."
         )
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _in_memory(inputs: Any, targets: Tensor | None, ids: Any) -> Examples:
     """Make examples of tensors that are already in memory."""
-    lengths = {len(leaf) for leaf in _leaves(inputs)} | ({len(targets)} if targets is not None else set())
+    leaves = [*_leaves(inputs), *([] if targets is None else [targets])]
+    if any(leaf.ndim == 0 for leaf in leaves):
+        raise DataError("inputs and targets must have one row an example, got a single number.")
+    lengths = {len(leaf) for leaf in leaves}
     if len(lengths) != 1:
         raise DataError(f"inputs and targets must have as many rows as each other, got {sorted(lengths)}.")
     count = lengths.pop()
@@ -271,8 +294,11 @@ def _ids(ids: Any, count: int) -> np.ndarray:
     if ids is None:
         return np.arange(count)
     array = ids.numpy() if isinstance(ids, Tensor) else np.asarray(ids)
-    if len(array) != count:
-        raise DataError(f"ids must have one entry a row ({count}), got {len(array)}.")
+    if array.shape != (count,):
+        found = len(array) if array.ndim == 1 else f"shape {array.shape}"
+        raise DataError(f"ids must have one entry a row ({count}), got {found}.")
+    if pd.isna(array).any():
+        raise DataError("ids must not be missing. Fill them or let row numbers be the ids.")
     return array if np.issubdtype(array.dtype, np.integer) else array.astype(str)
 
 
@@ -282,22 +308,23 @@ def _from_frame(frame: pd.DataFrame, label: str | None) -> tuple[Tensor, Tensor 
     target = label if label is not None else next((key for key in _TARGET_KEYS if key in names), None)
     if target is not None and target not in names:
         raise DataError(f"label must be one of the columns {names}, got {target!r}.")
-    inputs = frame.drop(columns=[] if target is None else [target])
+    label_column = None if target is None else frame.iloc[:, names.index(target)]
+    inputs = frame if target is None else frame.iloc[:, [i for i, name in enumerate(names) if name != target]]
     other = [str(name) for name in inputs.columns if not pd.api.types.is_numeric_dtype(inputs[name])]
     if other:
         raise DataError(
             f"columns must be numbers to be fed to a model, got {other[:5]}. "
             "Encode or drop them, or audit the file with `whence audit`."
         )
-    values = torch.from_numpy(inputs.to_numpy(dtype=np.float32))
-    return values, None if target is None else _tensor(frame[target].to_numpy())
+    values = _tensor(inputs.to_numpy(dtype=np.float32, na_value=np.nan))
+    return values, None if label_column is None else _tensor(label_column.to_numpy())
 
 
 def _from_dataset(data: Any, ids: Any, label: str | None) -> Examples:
     """Make examples of an indexable data set whose rows are tensors, pairs or dicts."""
 
     def fetch(rows: np.ndarray) -> tuple[Any, Tensor | None]:
-        collated = default_collate([data[int(row)] for row in rows])
+        collated = _collate([data[int(row)] for row in rows])
         if isinstance(collated, Mapping):
             target = label if label is not None else next((key for key in _TARGET_KEYS if key in collated), None)
             named = {key: value for key, value in collated.items() if key != target}
@@ -308,3 +335,31 @@ def _from_dataset(data: Any, ids: Any, label: str | None) -> Examples:
         return collated, None
 
     return Examples(ids=_ids(ids, len(data)), fetch=fetch)
+
+
+def _collate(rows: list[Any]) -> Any:
+    """Stack rows; their entries may be lists of numbers.
+
+    Raises:
+        DataError: Rows have different shapes, or entries that are not numbers.
+    """
+    if isinstance(rows[0], Mapping):
+        rows = [{key: _entry(value) for key, value in row.items()} for row in rows]
+    elif isinstance(rows[0], (tuple, list)):
+        rows = [tuple(_entry(value) for value in row) for row in rows]
+    try:
+        collated = default_collate(rows)
+        other = [type(leaf).__name__ for leaf in _leaves(collated) if not isinstance(leaf, Tensor)]
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise DataError(
+            f"rows must be numbers of the same shape, got: {error}. Pad or encode them in the data set."
+        ) from error
+    if other:
+        raise DataError(f"rows must be numbers of the same shape, got {other[0]}. Encode them in the data set.")
+    return collated
+
+
+def _entry(value: Any) -> Any:
+    """Return one entry of a row, lists of numbers as a tensor."""
+    found = _numbers(value)
+    return torch.from_numpy(found) if isinstance(found, np.ndarray) and isinstance(value, list) else value
