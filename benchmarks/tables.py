@@ -1,0 +1,250 @@
+"""Turn the result files into benchmarks/README.md.
+
+    python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import support
+
+_HEAD = """\
+<!-- Written by benchmarks/tables.py from benchmarks/results/*.json. Do not edit. -->
+# Benchmarks
+
+Every figure below comes from a command of this folder, on real data, side by side in one run. Peers are not a
+dependency of the library: they have their own `requirements.txt`, and whatever is not installed is left out.
+
+```
+pip install -r benchmarks/requirements.txt
+export WHENCE_DATA=…/data                       # the folder with mnist/, sms_spam/, …
+make bench                                      # EK-FAC against kronfluence, 1 and 2 threads
+make reproduce                                  # oracle checks, retraining, label errors against cleanlab's scores
+python benchmarks/label_errors.py --sets sms    # one part alone
+```
+
+`--tiny` runs any script on a few hundred bundled rows, to see that it works; nothing is judged then.
+"""
+_STEPS = ("fit", "self", "pairwise", "together")
+_LABELS = {
+    "whence": "whence",
+    "whence-unbuffered": "whence, nothing kept in memory",
+    "kronfluence-defaults": "kronfluence, defaults",
+    "kronfluence-fastest": "kronfluence, batch 32, rank-32 queries",
+}
+
+
+def renew(folder: Path | None) -> None:
+    """Write the README next to a folder of results."""
+    if folder is None or not folder.is_dir():
+        return
+    results = {path.stem: support.read_json(path) for path in sorted(folder.glob("*.json"))}
+    parts = [_HEAD, *_speed(results), *_oracles(results), *_label_errors(results), *_gates(results)]
+    (folder.parent / "README.md").write_text("\n".join(parts).rstrip() + "\n", "utf-8")
+
+
+def _speed(results: dict[str, Any]) -> Iterable[str]:
+    """EK-FAC tables, one a number of threads."""
+    for result in (r for name, r in results.items() if name.startswith("mlp_ekfac")):
+        model, contenders = result["figures"]["model"], result["figures"]["contenders"]
+        widths = "-".join(map(str, result["settings"]["widths"]))
+        threads = result["settings"]["threads"]
+        yield f"## EK-FAC, {threads} thread{'s' if threads > 1 else ''}\n"
+        yield (
+            f"MLP {widths} ({model['parameters']:,} parameters, test accuracy {model['test_accuracy']:.3f}), "
+            f"{model['rows']:,} {model['data']} rows, {model['queries']} queries. {_machine(result)}\n"
+        )
+        header = ["", "fit s", "self-scores s", "pairwise s", "all three s", "in plain passes", "MB added", "runs"]
+        rows = []
+        for name, found in contenders.items():
+            seconds = [f"{found['seconds'][step]:.3g}" for step in _STEPS]
+            passes = " / ".join(f"{found['in_passes'][step]:.3g}" for step in _STEPS[:3])
+            rows.append([_LABELS[name], *seconds, passes, f"{found['memory_mb']:.0f}", str(found["repeats"])])
+        yield _table(header, rows)
+        plain = ", ".join(
+            f"{_LABELS[name]} {found['pass_seconds']:.3f} s (batch {found['pass_batch']})"
+            for name, found in contenders.items()
+        )
+        yield (
+            "\nMedians of the runs. A plain pass is forward+backward with weight gradients over the same rows, at its "
+            f"best batch size, the fastest of several, measured in the same process: {plain}. Self-scores and pairwise "
+            "scores of the first row reuse the factors that fitting kept in memory; the second row may keep nothing "
+            "(`memory_budget=0`), so each call makes its own pass and fitting makes two.\n"
+        )
+        if "kronfluence-defaults" in contenders:
+            yield _ratios(contenders)
+        yield "Correlation of scores:\n"
+        yield from (f"- {name}: r = {value:.4f}" for name, value in result["figures"]["agreement"].items())
+        yield ""
+
+
+def _ratios(contenders: dict[str, Any]) -> str:
+    """How many times faster whence is than the peer."""
+    rows = []
+    for name in (name for name in contenders if name.startswith("kronfluence")):
+        found = [contenders[name]["seconds"][step] / contenders["whence"]["seconds"][step] for step in _STEPS]
+        rows.append([f"times faster than {_LABELS[name]}", *(f"{value:.0f}×" for value in found)])
+    return _table(["", "fit", "self-scores", "pairwise", "all three"], rows) + "\n"
+
+
+def _oracles(results: dict[str, Any]) -> Iterable[str]:
+    """Correctness tables."""
+    if dense := results.get("oracle_dense"):
+        yield "## Factored scores against dense computation\n"
+        yield (
+            "The MLP above; the dense side multiplies every gradient out in float64 with plain autograd. "
+            f"{_machine(dense)}\n"
+        )
+        header = ["", "queries", "median r", "least r", "relative error", "median query's", "worst query's"]
+        keys = ("r_median", "r_least", "relative_error", "relative_error_median", "relative_error_worst")
+        found = {name: f for name, f in dense["figures"].items() if isinstance(f, dict) and "r_median" in f}
+        formats = [lambda v: f"{v:.5f}"] * 2 + [lambda v: f"{v:.2g}"] * 3
+        yield _table(header, [
+            [name, str(f["queries"]), *(show(f[key]) for key, show in zip(keys, formats, strict=True))]
+            for name, f in found.items()
+        ])  # fmt: skip
+        ranks = ", ".join(
+            f"layer {name}: {layer['rank']} (residual {layer['rank_residual']:.3f})"
+            for name, layer in dense["figures"]["EK-FAC ranks"].items()
+        )
+        yield f"\nRanks of the factored grid: {ranks}.\n"
+    if loo := results.get("oracle_loo"):
+        yield "## Predicted against real leave-one-out\n"
+        s = loo["settings"]
+        yield (
+            f"Softmax regression on 10,000 MNIST rows, weight decay {s['weight_decay']}, `Exact(damping=0)`; "
+            f"{s['refits']} rows left out one at a time and the model trained again by warm-started L-BFGS to a "
+            f"gradient norm of {s['gradient_norm']:g}. Slope and intercept (nats) are of actual on predicted. "
+            "*Unresolved* is the relative change of the actual differences by one more Newton step of every refit. "
+            f"{_machine(loo)}\n"
+        )
+        header = ["query; score; rows", "n", "r", "slope", "intercept", "largest change, nats", "unresolved"]
+        yield _table(header, [
+            [name, str(f["rows"]), f"{f['r']:.5f}", f"{f['slope']:.4f}", f"{f['intercept']:.2g}",
+             f"{f['largest_actual']:.3g}", f"{f['unresolved']:.1g}"]
+            for name, f in loo["figures"].items() if isinstance(f, dict)
+        ]) + "\n"  # fmt: skip
+    if found := results.get("oracle_invariance"):
+        yield "## Batch size and order\n"
+        worst = {
+            kind: max(g["value"] for g in found["gates"] if f"{kind}:" in g["gate"] and "relative" in g["gate"])
+            for kind in ("float64", "float32")
+        }
+        yield (
+            "Scores, self-scores and leverage-corrected self-scores by id, for batches of 1, 7, 256 and all rows and "
+            "shuffled rows, MLP and CNN, all curvatures: the largest relative difference is "
+            f"{worst['float64']:.1g} in float64 and {worst['float32']:.1g} in float32.\n"
+        )
+
+
+def _label_errors(results: dict[str, Any]) -> Iterable[str]:
+    """One row a set."""
+    found = {name.partition("-")[2]: r for name, r in results.items() if name.startswith("label_errors")}
+    if not found:
+        return
+    yield "## Label errors\n"
+    yield (
+        "`whence audit` against cleanlab's two scores from 5-fold out-of-sample probabilities of the same features, "
+        "network and recipe. 10 % of the labels flipped to another class; for CIFAR-10N the errors are human. Average "
+        "precision against the wrong labels, mean over the seeds; gains are paired over the seeds with a 95 % "
+        f"t-interval. {_machine(next(iter(found.values())))}\n"
+    )
+    rows, counts = [], []
+    for name, result in found.items():
+        figures = result["figures"]
+        runs = list(figures["runs"].values())
+        if not runs:
+            continue
+        rows.append([name, str(len(runs)), f"{_mean(runs, 'average_precision', 'suspicion'):.4f}",
+                     *(_gain(figures, runs, method) for method in ("self_confidence", "normalized_margin")),
+                     _seconds(runs)])  # fmt: skip
+        ratios = [run["suspect_ratio"] for run in runs]
+        clean = [entry["share"] for entry in figures["clean"].values()]
+        accuracy = list(figures["accuracy"].values())
+        logistic = [f"{np.mean([a[key] for a in accuracy]):.4f}" for key in (accuracy[0] if accuracy else {})
+                    if key.startswith("logistic")]  # fmt: skip
+        counts.append([
+            name, f"{runs[0]['wrong']}", f"{min(ratios):.2f} – {max(ratios):.2f}",
+            *(_known(run[key] for run in runs) for key in ("precision", "recall", "suggested_right")),
+            f"{max(clean):.2%}" if clean else "",
+            f"{np.mean([a['base_model'] for a in accuracy]):.4f}" if accuracy else "", " / ".join(logistic),
+        ])  # fmt: skip
+    header = ["", "seeds", "suspicion", "5-fold self-confidence (gain)", "5-fold normalised margin (gain)", "seconds"]
+    yield _table(header, rows)
+    yield (
+        "\nThe suspects above the threshold: their number over the number of wrong labels (least and most of the "
+        "seeds), their precision and recall, how often the suggested label of a found error is the true one, and the "
+        "largest share of rows called suspects when no label is changed. Last, accuracy on clean held-out rows after "
+        "training on the noisy ones: the base model, and tuned logistic regression on the usual features / on the "
+        "base model's features.\n"
+    )
+    header = ["", "wrong", "suspects / wrong", "precision", "recall", "suggestion right", "suspects at 0 % noise",
+              "base model", "logistic regression"]  # fmt: skip
+    yield _table(header, counts) + "\n"
+
+
+def _gain(figures: dict[str, Any], runs: list[dict[str, Any]], method: str) -> str:
+    """The rival's mean and the paired gain over it."""
+    theirs = f"{_mean(runs, 'average_precision', method):.4f}"
+    gain = figures.get(f"gain over {method}")
+    if gain is None or gain["low"] is None:
+        return theirs
+    return f"{theirs} ({gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}])"
+
+
+def _seconds(runs: list[dict[str, Any]]) -> str:
+    """Mean seconds of both sides."""
+    ours, theirs = (_mean(runs, "seconds", side) for side in ("whence", "cross_validation"))
+    return f"{ours:.1f} / {theirs:.1f} ({ours / theirs:.2f})"
+
+
+def _known(values: Iterable[float | None]) -> str:
+    """Mean of the values that are known: without a suspect, no suggestion is right or wrong."""
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.3f}" if known else ""
+
+
+def _mean(runs: list[dict[str, Any]], group: str, key: str) -> float:
+    """Mean of one entry over the runs."""
+    return float(np.mean([run[group][key] for run in runs]))
+
+
+def _gates(results: dict[str, Any]) -> Iterable[str]:
+    """Every gate, failures first."""
+    entries = [(name, gate) for name, result in results.items() for gate in result["gates"]]
+    if not entries:
+        return
+    yield "## Gates\n"
+    failed = [(name, gate) for name, gate in entries if gate["verdict"] == "FAIL"]
+    passed = sum(gate["verdict"] == "PASS" for _, gate in entries)
+    yield f"{passed} pass, {len(failed)} fail, {len(entries) - passed - len(failed)} were not judged.\n"
+    if failed:
+        yield _table(["failed", "measured", "at least", "at most"], [
+            [gate["gate"], *("" if gate[key] is None else f"{gate[key]:.4g}" for key in ("value", "low", "high"))]
+            for _, gate in failed
+        ])  # fmt: skip
+
+
+def _machine(result: dict[str, Any]) -> str:
+    """One sentence on where and with what a result was measured."""
+    found = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return (
+        f"*{found['processor']}, {found['cores']} cores, {found['threads']} threads used; Python {found['python']}; "
+        f"{versions}; {result['date']}.*"
+    )
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    """A markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    renew(support.RESULTS)

@@ -1,0 +1,36 @@
+"""Every benchmark runs, on a few bundled rows and without peers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+COMMANDS = [
+    ["mlp_ekfac.py", "--no-peers"],
+    ["oracle_gates.py"],
+    ["label_errors.py", "--sets", "sms"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[command[0] for command in COMMANDS])
+def test_benchmark_runs_on_a_few_rows_and_writes_figures_and_tables(command: list[str], tmp_path: Path) -> None:
+    script, *options = command
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    environment.pop("WHENCE_DATA", None)
+    arguments = [str(BENCHMARKS / script), *options, "--tiny", "--threads", "1", "--results", str(tmp_path / "results")]
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "results").glob("*.json")]
+    assert results
+    for result in results:
+        assert result["gates"]
+        assert {gate["verdict"] for gate in result["gates"]} == {"----"}
+        assert result["machine"]["versions"]["whence"]
+    readme = (tmp_path / "README.md").read_text("utf-8")
+    assert "## Gates" in readme
+    for text in (readme, json.dumps(results)):
+        assert str(BENCHMARKS.parent) not in text, "results must not name folders of this machine"
