@@ -297,6 +297,21 @@ def test_dead_inputs_do_no_harm() -> None:
         assert_norm_close(found.quadratic(gradients), ((dense @ inverse) * dense).sum(1), 1e-8)
 
 
+@pytest.mark.parametrize("curvature", [KFAC(split=False, damping=1e-6, fisher="exact", rank_tolerance=1e-7),
+                                       EKFAC(damping=1e-6, fisher="exact", rank_tolerance=1e-7)])  # fmt: skip
+def test_features_of_very_different_scale(curvature: KFAC | EKFAC) -> None:
+    """One column in hundreds of thousands, others in units: small columns must keep their say."""
+    of = fitted("linear", count=30)
+    of.case.inputs[:, 0] *= 5e5
+    with torch.no_grad():
+        of.case.model.weight[:, 0] *= 2e-6
+    gradients = of.gradients()
+    dense, inverse = gradients.dense(), dense_inverse(curvature, of, "exact")
+    found = of.fit(curvature)
+    assert_norm_close(found.quadratic(gradients), ((dense @ inverse) * dense).sum(1), 1e-3)
+    assert_norm_close(found.precondition(gradients).inner(gradients), dense @ inverse @ dense.T, 1e-3)
+
+
 @pytest.mark.parametrize("tolerance", [0.3, 0.07, 1e-3])
 def test_low_rank_residual_keeps_its_promise(tolerance: float) -> None:
     of = fitted("mlp", count=200)

@@ -119,11 +119,13 @@ class Eigenbasis:
     def reduced(self, dtype: torch.dtype) -> Eigenbasis:
         """Return the basis without the input directions in which no training input lies, to rounding.
 
-        Eigenvalues ascend, so the dropped directions are the first; together they hold at most 1e-10 of Σ s_a.
+        Eigenvalues ascend, so the dropped directions are the first; together they hold at most 1e-10 of Σ s_a, which
+        is below the rounding of float32 sums, and 1e-14 in float64, where columns of other scale are told apart.
         """
         if self.q_a is None:
             return Eigenbasis(self.s_g, self.q_g.to(dtype), self.s_a, None)
-        first = int((self.s_a.cumsum(0) <= 1e-10 * self.s_a.sum()).sum())
+        share = 1e-14 if dtype == torch.float64 else 1e-10
+        first = int((self.s_a.cumsum(0) <= share * self.s_a.sum()).sum())
         empty = min(first, len(self.s_a) - 1)
         return Eigenbasis(self.s_g, self.q_g.to(dtype), self.s_a, self.q_a[:, empty:].to(dtype).contiguous(), empty)
 
