@@ -131,14 +131,20 @@ def audit(
         raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     clock = _Clock()
     default = default_for(data, seed=seed) if model is None else None
-    inputs = default.preparation.transform(data) if default is not None else _checked_inputs(model, data)
+    inputs = _inputs(default, model, data)
     examples = as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids)
     train_rows = _train_rows(data)
     layers = None if default is None or data.kind != "image" else "last"
     prepared = clock.lap()
     if default is not None:
         fits = fit_members(
-            examples, default.recipe, refit=default.refit, train_rows=train_rows, seed=seed, on_stage=on_stage
+            examples,
+            default.recipe,
+            refit=default.refit,
+            counts=default.counts,
+            train_rows=train_rows,
+            seed=seed,
+            on_stage=on_stage,
         )
         task, logits = default.recipe.task(fits.model), fits.logits
         held_out = _held_out(data, examples, default, logits, train_rows, seed, on_stage)
@@ -154,8 +160,10 @@ def audit(
     source: Any = attribution
     if default is not None:
         shown = attribution if train_rows is None else None
-        source = Members(logits=fits.logits, refit_logits=fits.refit_logits, attribution=shown)
-    suspects = find_label_errors(source, data=data, embeddings=_neighbour_features(inputs, default))
+        source = Members(
+            logits=fits.logits, refit_logits=fits.refit_logits, judges=fits.judges, attribution=shown
+        )
+    suspects = find_label_errors(source, data=data, embeddings=_neighbour_features(inputs, task))
     scored = clock.lap()
     run = RunCard(
         whence=version,
@@ -203,8 +211,10 @@ def _held_out(
     return float((logits[other].argmax(1) == data.labels[other]).mean())
 
 
-def _checked_inputs(model: UserModel | None, data: LabelledData) -> Any:
-    """Return the inputs of a user's model, one row a row of the data."""
+def _inputs(default: Default | None, model: UserModel | None, data: LabelledData) -> Any:
+    """Return the inputs of the network, one row a row of the data."""
+    if default is not None:
+        return default.preparation.transform(data) if default.inputs is None else default.inputs
     assert model is not None
     return model.inputs
 
@@ -220,11 +230,15 @@ def _user_logits(task: Task, examples: Examples, data: LabelledData) -> np.ndarr
     return logits.numpy()
 
 
-def _neighbour_features(inputs: Any, default: Default | None) -> Any:
-    """Return features for neighbours: the prepared inputs, flattened."""
+def _neighbour_features(inputs: Any, task: Task) -> Any:
+    """Return features for neighbours: what the last layer sees where the network says so, else the inputs."""
     if not isinstance(inputs, torch.Tensor) or not inputs.is_floating_point():
         return None
-    return inputs.flatten(1).numpy()
+    features = getattr(task.model, "features", None)
+    if features is None or inputs.ndim < 3:
+        return inputs.flatten(1).numpy()
+    with task.evaluating(), torch.no_grad():
+        return torch.cat([features(part.to(task.device, task.dtype)).cpu() for part in inputs.split(1024)]).numpy()
 
 
 def _model_card(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from whence.data import Examples
 from whence.errors import DataError
 from whence.tasks import Recipe, Task
+from whence.tasks.defaults.naive_bayes import naive_bayes_leave_one_out
 
 __all__ = ["Fits", "fit_members", "held_out_accuracy", "predict"]
 
@@ -33,6 +34,7 @@ class Fits:
         model: Trained on all training rows.
         logits: Its outputs [N, C].
         refit_logits: Outputs of the model refitted on trusted rows [N, C].
+        judges: Leave-one-out logits of closed-form models [N, C] each.
         trusted: Rows with p[given] ≥ ½ max p under the first model [N].
         seconds: Of both fits and their predictions.
     """
@@ -40,6 +42,7 @@ class Fits:
     model: nn.Module
     logits: np.ndarray
     refit_logits: np.ndarray
+    judges: tuple[np.ndarray, ...]
     trusted: np.ndarray
     seconds: float
 
@@ -49,6 +52,7 @@ def fit_members(
     recipe: Recipe,
     *,
     refit: Recipe | None = None,
+    counts: Any = None,
     train_rows: np.ndarray | None = None,
     seed: int = 0,
     on_stage: OnStage | None = None,
@@ -61,7 +65,8 @@ def fit_members(
     Args:
         examples: All rows.
         recipe: How to train.
-        refit: How to train the second time; None for the same, from the first model where epochs are fewer.
+        refit: How to train the second time, from the first model; None for ``recipe`` and a new model.
+        counts: Weighted counts [N, V] (scipy CSR) for a naive Bayes judge with exact leave-one-out; None for none.
         train_rows: Positions that may be trained on (a train split); None for all.
         seed: Seed of both fits.
         on_stage: Called with (stage, epochs); may return a callback for epochs.
@@ -89,7 +94,12 @@ def fit_members(
     start = model if refit is not None else None
     refitted = second.train(examples.select(kept), seed=seed + 1, start=start, on_epoch=callback)
     refit_logits = predict(second.task(refitted), examples)
+    judges: tuple[np.ndarray, ...] = ()
+    if counts is not None:
+        classes = logits.shape[1]
+        judges = (naive_bayes_leave_one_out(counts, targets.numpy(), classes, train_rows),)
     return Fits(
+        judges=judges,
         model=model,
         logits=logits.numpy(),
         refit_logits=refit_logits.numpy(),

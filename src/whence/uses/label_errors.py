@@ -28,6 +28,7 @@ SIGNALS = {
     "given_probability": "mean probability of the given label under the models that judge the row",
     "margin": "given_probability minus the highest probability of another class",
     "loss": "loss of the given label under the model that was trained on all rows, in nats",
+    "bayes_loss": "leave-one-out loss of the given label under naive Bayes on words, in nats",
     "refit_loss": "loss of the given label under the model that was refitted on trusted rows only, in nats",
     "leave_one_out_loss": "predicted loss of the given label had the model been trained without the row, in nats",
     "self_influence": "predicted rise of the row's own loss on removal, in nats: how much the row explains itself",
@@ -63,11 +64,13 @@ class Members:
     Args:
         logits: [N, C] of the fit on all rows.
         refit_logits: [N, C] of the refit on trusted rows; suspects are out of sample for it.
+        judges: Leave-one-out logits [N, C] of other models, such as naive Bayes in closed form.
         attribution: Of the first model, for evidence and influence signals; None for predictions alone.
     """
 
     logits: Array
     refit_logits: Array
+    judges: tuple[Array, ...] = ()
     attribution: Attribution | None = None
 
 
@@ -91,12 +94,12 @@ def find_label_errors(
 ) -> pd.DataFrame:
     r"""Rank all rows by how probably their label is wrong.
 
-    suspicion = 1 − q[given], q the mean of the probabilities that the judging models give:
+    suspicion = 1 − q[given], where q combines the probabilities that the judging models give:
 
-    - `Members`: the fit on all rows and the refit on the rows with p[given] ≥ ½ max p (what ``whence audit`` uses;
-      measured above 5-fold cross-validation at half its cost);
+    - `Members`: the normalised geometric mean of the fit on all rows, the refit on the rows with p[given] ≥ ½ max p,
+      and closed-form leave-one-out judges (what ``whence audit`` uses; measured above 5-fold cross-validation);
     - an attribution: its predicted leave-one-out probabilities, or fitted ones where the loss has no such prediction;
-    - probabilities [N, C], or a list of such arrays: as given (out-of-sample ones are best);
+    - probabilities [N, C], or a list of such arrays: their mean (out-of-sample ones are best);
     - None with ``embeddings``: 5-fold logistic regression on them.
 
     The noise rate is estimated by maximum likelihood (`estimate_noise`); as many rows as have a posterior above one
@@ -201,11 +204,17 @@ def _judge(source: Any, given: Array, embeddings: Any) -> _Judgement:
     rows = np.arange(len(given))
     if isinstance(source, Members):
         first, second = _softmax(source.logits), _softmax(source.refit_logits)
-        signals = {
+        signals: dict[str, Array] = {
             "loss": -np.log(first[rows, given] + _TINY),
-            "refit_loss": -np.log(second[rows, given] + _TINY),
+            "bayes_loss": "leave-one-out loss of the given label under naive Bayes on words, in nats",
+    "refit_loss": -np.log(second[rows, given] + _TINY),
         }
-        return _Judgement((first + second) / 2, np.asarray(source.refit_logits, dtype=np.float64), signals)
+        others = [_calibrated(judge, given) for judge in source.judges]
+        if others:
+            signals["bayes_loss"] = -others[0][rows, given]
+        held = np.mean([_calibrated(source.refit_logits, given), *others], axis=0) if others else source.refit_logits
+        mean = np.mean([np.log(first + _TINY), np.log(second + _TINY), *others], axis=0)
+        return _Judgement(_softmax(mean), np.asarray(held, dtype=np.float64), signals)
     if isinstance(source, Attribution):
         return _judge_attribution(source)
     if source is None:
@@ -237,6 +246,13 @@ def _judge_attribution(attribution: Any) -> _Judgement:
 def _two_columns(logits: Array) -> Array:
     """Return logits of two classes for one logit an example."""
     return logits if logits.shape[1] > 1 else np.concatenate([np.zeros_like(logits), logits], axis=1)
+
+
+def _calibrated(logits: Array, given: Array) -> Array:
+    """Return log-probabilities at the temperature that the noise model finds."""
+    values = np.asarray(logits, dtype=np.float64)
+    temperature = estimate_noise(values, given).temperature
+    return np.log(_softmax(values * temperature) + _TINY)
 
 
 def _softmax(logits: Array) -> Array:

@@ -36,6 +36,8 @@ class Default:
         recipe: How to train on all rows.
         refit: How to train the second time, on trusted rows, starting from the first model; None for a new model with
             ``recipe``.
+        inputs: Network inputs of the rows that the features were fitted to, where they fell out of the fit.
+        counts: Weighted counts of those rows (scipy CSR [N, V]) for a naive Bayes judge, where there are any.
     """
 
     name: str
@@ -44,3 +46,5 @@ class Default:
     network: Mapping[str, Any]
     recipe: Recipe
     refit: Recipe | None = None
+    inputs: Tensor | None = None
+    counts: Any = None

@@ -44,8 +44,8 @@ def perceptron(config: Mapping[str, Any]) -> nn.Module:
         raise RunFormatError(f"network settings must be complete, got {dict(config)}. Audit again.") from error
 
 
-def perceptron_recipe(config: Mapping[str, Any], *, rows: int, epochs: int, decay: float) -> Recipe:
-    """Return how to train it: AdamW, one cycle, enough epochs for 600 steps on small data.
+def perceptron_recipe(config: Mapping[str, Any], *, rows: int, epochs: int, decay: float, share: float = 1.0) -> Recipe:
+    """Return how to train it: AdamW, one cycle, enough epochs for 600 steps on small data, or a share of them.
 
     Strong dropout and decay keep the network from memorising single labels, which is what makes its loss on a wrong
     label stay high.
@@ -56,7 +56,7 @@ def perceptron_recipe(config: Mapping[str, Any], *, rows: int, epochs: int, deca
         optimizer="adamw",
         learning_rate=3e-3,
         schedule="one_cycle",
-        epochs=min(max(epochs, least), 100),
+        epochs=max(1, round(share * min(max(epochs, least), 100))),
         batch_size=128,
         weight_decay=decay,
     )

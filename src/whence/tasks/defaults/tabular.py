@@ -107,6 +107,7 @@ def tabular_default(data: LabelledData, seed: int = 0) -> Default:
         preparation=preparation,
         network=network,
         recipe=perceptron_recipe(network, rows=len(data), epochs=_EPOCHS, decay=_DECAY),
+        refit=perceptron_recipe(network, rows=len(data), epochs=_EPOCHS, decay=_DECAY, share=0.5),
     )
 
 

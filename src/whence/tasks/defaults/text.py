@@ -50,8 +50,8 @@ class TextPreparation:
     directions: Tensor
 
     @classmethod
-    def fit(cls, texts: Sequence[str], seed: int = 0) -> TextPreparation:
-        """Choose buckets and directions. Labels play no part.
+    def fit(cls, texts: Sequence[str], seed: int = 0) -> tuple[TextPreparation, sp.csr_matrix]:
+        """Choose buckets and directions; return the weighted counts of the texts too. Labels play no part.
 
         Args:
             texts: The texts; the 2¹⁵ buckets that occur in most of them (at least 2) are kept.
@@ -73,17 +73,18 @@ class TextPreparation:
         weighted = _weighted(counts[:, buckets], idf, buckets)
         dimensions = min(_DIMENSIONS, len(texts) - 1, len(buckets) - 1) or 1
         if min(weighted.shape) > 2 * dimensions:
-            _, values, rows = randomized_svd(weighted, dimensions, n_iter=4, random_state=seed)
+            _, values, rows = randomized_svd(weighted, dimensions, n_iter=1, transpose=False, random_state=seed)
         else:
             _, values, rows = np.linalg.svd(weighted.toarray(), full_matrices=False)
             values, rows = values[:dimensions], rows[:dimensions]
         kept = values > 1e-4 * values[0]
         directions = (rows[kept] / values[kept, None]).T * np.sqrt(len(texts))
-        return cls(
+        preparation = cls(
             buckets=torch.from_numpy(buckets.astype(np.int64)),
             idf=torch.from_numpy(idf.astype(np.float32)),
             directions=torch.from_numpy(np.ascontiguousarray(directions)).half(),
         )
+        return preparation, weighted
 
     @classmethod
     def from_state(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TextPreparation:
@@ -106,19 +107,22 @@ class TextPreparation:
         if not isinstance(data.content, list):
             raise DataError(f"the data must hold texts, got {data.kind} rows. Name the text column with --text.")
         buckets, idf = self.buckets.numpy(), self.idf.numpy()
-        directions = self.directions.float().numpy()
         parts = []
         for start in range(0, len(data.content), _CHUNK):
             counts = _counts(data.content[start : start + _CHUNK])
-            parts.append(_weighted(counts[:, buckets], idf, buckets) @ directions)
-        return torch.from_numpy(np.concatenate(parts).astype(np.float32))
+            parts.append(self.project(_weighted(counts[:, buckets], idf, buckets)))
+        return torch.cat(parts)
+
+    def project(self, weighted: sp.csr_matrix) -> Tensor:
+        """Return weighted counts [N, K] as vectors [N, D]."""
+        return torch.from_numpy((weighted @ self.directions.float().numpy()).astype(np.float32))
 
 
 def text_default(data: LabelledData, seed: int = 0) -> Default:
     """Return the embedded default for texts, fitted to their words (not to their labels)."""
     if not isinstance(data.content, list):
         raise DataError(f"the default for texts needs texts, got {data.kind} data. Use the default of that kind.")
-    preparation = TextPreparation.fit(data.content, seed)
+    preparation, weighted = TextPreparation.fit(data.content, seed)
     dimensions = preparation.directions.shape[1]
     network = perceptron_config(
         inputs=dimensions, classes=len(data.classes), hidden=(128,), input_dropout=0.5, dropout=0.5
@@ -130,6 +134,9 @@ def text_default(data: LabelledData, seed: int = 0) -> Default:
         preparation=preparation,
         network=network,
         recipe=perceptron_recipe(network, rows=len(data), epochs=_EPOCHS, decay=_DECAY),
+        refit=perceptron_recipe(network, rows=len(data), epochs=_EPOCHS, decay=_DECAY, share=0.25),
+        inputs=preparation.project(weighted),
+        counts=weighted,
     )
 
 
