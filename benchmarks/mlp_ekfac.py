@@ -76,9 +76,9 @@ def run_whence(contender: str, model: nn.Module, train: Pair, queries: Pair, set
     budget = {} if contender == "whence" else {"memory_budget": 0}
     task = wh.Task(model)
     runs: list[dict[str, Any]] = []
-    passes: list[list[float]] = []
+    passes: list[list[list[float]]] = []
     scores: dict[str, np.ndarray] = {}
-    baseline, peak = memory(), 0.0
+    baseline, peak = memory(fresh=True), 0.0
     summary: dict[str, Any] = {}
     for repetition in range(settings["repeats"]):
         clocks = {step: support.Clock() for step in STEPS}
@@ -109,7 +109,7 @@ def run_kronfluence(contender: str, model: nn.Module, train: Pair, queries: Pair
 
     fastest = contender == "kronfluence-fastest"
     plain = copy.deepcopy(model)
-    baseline, runs, peak, passes = memory(), [], 0.0, []
+    baseline, runs, peak, passes = memory(fresh=True), [], 0.0, []
     scores: dict[str, np.ndarray] = {}
     for repetition in range(settings["peer_repeats"]):
         clocks = {step: support.Clock() for step in STEPS}
@@ -131,8 +131,8 @@ def run_kronfluence(contender: str, model: nn.Module, train: Pair, queries: Pair
     return {"runs": runs, "memory_mb": peak - baseline, "passes": passes}, scores
 
 
-def one_pass(model: nn.Module, train: Pair) -> list[float]:
-    """Return the seconds of a forward+backward pass with weight gradients over all rows, for every batch size."""
+def one_pass(model: nn.Module, train: Pair) -> list[list[float]]:
+    """Return seconds (wall, processor) of a forward+backward pass with weight gradients, for every batch size."""
     x, y = train
     seconds = []
     for size in PASS_BATCHES:
@@ -140,15 +140,24 @@ def one_pass(model: nn.Module, train: Pair) -> list[float]:
             for start in range(0, len(x), size):
                 model.zero_grad()
                 nn.functional.cross_entropy(model(x[start : start + size]), y[start : start + size]).backward()
-        seconds.append(clock.wall)
+        seconds.append([clock.wall, clock.cpu])
     model.zero_grad()
     return seconds
 
 
-def memory() -> float:
-    """Peak resident memory of this process so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+def memory(*, fresh: bool = False) -> float:
+    """Return this process's peak resident memory in MB; ``fresh`` starts a new peak from what is resident now.
+
+    Linux alone can start a new peak. Elsewhere the peak is since the start, and what is added may be understated.
+    """
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    if fresh:
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    lines = dict(line.split(":", 1) for line in status.read_text("ascii").splitlines())
+    return float(lines["VmHWM"].split()[0]) / 2**10
 
 
 # --- the whole comparison ------------------------------------------------------------------------------------------
@@ -225,14 +234,15 @@ def prepare(folder: Path, settings: dict[str, Any], tiny: bool) -> dict[str, Any
 
 def digest(raw: dict[str, Any]) -> dict[str, Any]:
     """Return medians, the best plain pass, and every step as a multiple of it."""
-    passes = np.array(raw["passes"])  # [repetitions, batch sizes]
-    best = passes.min(0)
-    plain = float(best.min())
+    passes = np.array(raw["passes"]).min(0)  # [batch sizes, 2]
+    best = passes[:, 0]
+    plain, plain_cpu = passes.min(0).tolist()
     seconds = {step: median(run[step][0] for run in raw["runs"]) for step in STEPS}
     seconds["together"] = median(sum(run[step][0] for step in STEPS) for run in raw["runs"])
+    cpu = {step: median(run[step][1] for run in raw["runs"]) for step in STEPS}
     return {
         "seconds": seconds,
-        "cpu_seconds": {step: median(run[step][1] for run in raw["runs"]) for step in STEPS},
+        "cpu_seconds": cpu,
         "first_seconds": {step: raw["runs"][0][step][0] for step in STEPS},
         "repeats": len(raw["runs"]),
         "memory_mb": raw["memory_mb"],
@@ -240,6 +250,7 @@ def digest(raw: dict[str, Any]) -> dict[str, Any]:
         "pass_batch": PASS_BATCHES[int(best.argmin())],
         "pass_sweep": dict(zip(map(str, PASS_BATCHES), best.tolist(), strict=True)),
         "in_passes": {step: value / plain for step, value in seconds.items()},
+        "in_passes_by_cpu": {step: value / plain_cpu for step, value in cpu.items()},
         "summary": raw.get("summary", {}),
     }
 
@@ -248,7 +259,9 @@ def show(contender: str, figures: dict[str, Any]) -> None:
     """Print one contender's line."""
     parts = [f"{step} {figures['seconds'][step]:.3f} s ({figures['in_passes'][step]:.2f} passes)" for step in STEPS]
     plain = f"one pass {figures['pass_seconds']:.3f} s at batch {figures['pass_batch']}"
-    print(f"  {contender}: {', '.join(parts)}; {plain}; {figures['memory_mb']:.0f} MB added", flush=True)
+    by_cpu = " / ".join(f"{value:.2f}" for value in figures["in_passes_by_cpu"].values())
+    memory_mb = f"{figures['memory_mb']:.0f} MB added"
+    print(f"  {contender}: {', '.join(parts)}; {plain}; passes by processor time {by_cpu}; {memory_mb}", flush=True)
 
 
 def agreement(folder: Path, contenders: list[str]) -> dict[str, float]:
