@@ -206,14 +206,13 @@ def _judge(source: Any, given: Array, embeddings: Any) -> _Judgement:
         first, second = _softmax(source.logits), _softmax(source.refit_logits)
         signals: dict[str, Array] = {
             "loss": -np.log(first[rows, given] + _TINY),
-            "bayes_loss": "leave-one-out loss of the given label under naive Bayes on words, in nats",
-    "refit_loss": -np.log(second[rows, given] + _TINY),
+            "refit_loss": -np.log(second[rows, given] + _TINY),
         }
-        others = [_calibrated(judge, given) for judge in source.judges]
-        if others:
-            signals["bayes_loss"] = -others[0][rows, given]
-        held = np.mean([_calibrated(source.refit_logits, given), *others], axis=0) if others else source.refit_logits
-        mean = np.mean([np.log(first + _TINY), np.log(second + _TINY), *others], axis=0)
+        judges = [_calibrated(judge, given) for judge in source.judges]
+        if judges:
+            signals["bayes_loss"] = -judges[0][rows, given]
+        held = np.mean(judges, axis=0) if judges else source.refit_logits
+        mean = np.mean([np.log(first + _TINY), np.log(second + _TINY), *judges], axis=0)
         return _Judgement(_softmax(mean), np.asarray(held, dtype=np.float64), signals)
     if isinstance(source, Attribution):
         return _judge_attribution(source)
