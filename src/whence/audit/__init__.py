@@ -1,13 +1,14 @@
 """The main job end to end: audit, run folder, explanation, cleaned export."""
 
 from whence.audit.clean import clean
-from whence.audit.explain import explain
+from whence.audit.explain import Query, explain
 from whence.audit.folder import Run, open_run, reload_data, reload_task, write_run
 from whence.audit.job import METHODS, Audit, UserModel, audit
 
 __all__ = [
     "METHODS",
     "Audit",
+    "Query",
     "Run",
     "UserModel",
     "audit",

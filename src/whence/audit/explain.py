@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,32 @@ from whence.errors import ConfigError
 from whence.methods import InfluenceAttribution
 from whence.report import content_of
 
-__all__ = ["explain"]
+__all__ = ["Query", "explain"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Query:
+    """A row that is asked about.
+
+    Args:
+        rows: The audited data, or new rows with the same columns.
+        inputs: Their model inputs [Q, ...].
+        position: Which of them.
+        labelled: Whether its label was given, rather than filled in.
+    """
+
+    rows: LabelledData
+    inputs: Any
+    position: int
+    labelled: bool = True
 
 
 def explain(
     run: Run,
     data: LabelledData,
     attribution: InfluenceAttribution,
+    query: Query,
     *,
-    queries: LabelledData,
-    inputs: Any,
-    row: int,
     measured: str | None = None,
     k: int = 10,
 ) -> dict[str, Any]:
@@ -34,9 +50,7 @@ def explain(
         run: The audit that the model comes from.
         data: The audited data.
         attribution: The run's attribution.
-        queries: Rows that may be asked about: the audited data or new rows with the same columns.
-        inputs: Their model inputs [Q, ...].
-        row: Position of the query among ``queries``.
+        query: What is asked about.
         measured: Label whose loss is measured: None for the given label.
         k: How many helpful and harmful rows.
 
@@ -45,16 +59,16 @@ def explain(
         and the most harmful training rows with their content and their score in nats (the predicted rise of the
         query's loss on removal), and the sum over all training rows.
     """
-    task = attribution.task
-    given = queries.classes[int(queries.labels[row])]
-    label = given if measured is None else measured
+    queries, row = query.rows, query.position
+    given = queries.classes[int(queries.labels[row])] if query.labelled else None
+    label = measured if measured is not None else given
+    logits = _logits(attribution, query)
+    if label is None:
+        label = data.classes[int(logits.argmax())]
     if label not in data.classes:
         raise ConfigError(f"label must be one of {', '.join(data.classes[:20])}, got {label!r}.")
     target = torch.tensor([data.classes.index(label)])
-    query = as_examples((inputs[row : row + 1], target))
-    with task.evaluating(), torch.no_grad():
-        logits = task.forward(task.place(query.batch(np.arange(1))))[0].double().cpu()
-    scores = attribution.scores(query)
+    scores = attribution.scores(as_examples((_one(query), target)))
     values = scores.values[0].double().cpu()
     positions = {str(name): place for place, name in enumerate(data.ids)}
     own = str(queries.ids[row]) if queries.fingerprint == data.fingerprint else None
@@ -78,6 +92,19 @@ def explain(
         "data": run.summary["data"],
         "method": run.summary["method"],
     }
+
+
+def _one(query: Query) -> Any:
+    """Return the query's model input with a batch of one."""
+    return query.inputs[query.position : query.position + 1]
+
+
+def _logits(attribution: InfluenceAttribution, query: Query) -> Tensor:
+    """Return the model's outputs for the query [C]."""
+    task = attribution.task
+    with task.evaluating(), torch.no_grad():
+        batch = as_examples(_one(query)).batch(np.arange(1))
+        return task.forward(task.place(batch))[0].double().cpu()
 
 
 def _prediction(logits: Tensor, classes: tuple[str, ...], target: int) -> dict[str, Any]:
@@ -107,4 +134,3 @@ def _named(
         }
         for row, score in rows
     ]
-

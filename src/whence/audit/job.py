@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -156,7 +156,7 @@ def audit(
     training = examples if train_rows is None else examples.select(train_rows)
     if on_stage:
         on_stage(f"tracing influence ({method})", 0)
-    attribution = Influence(curvature=METHODS[method], layers=layers, seed=seed).fit(task, training)
+    attribution = Influence(curvature=_curvature(method, default), layers=layers, seed=seed).fit(task, training)
     source: Any = attribution
     if default is not None:
         shown = attribution if train_rows is None else None
@@ -185,6 +185,15 @@ def audit(
         layers=layers,
         seed=seed,
     )
+
+
+def _curvature(method: str, default: Default | None) -> Curvature:
+    """Return the method's curvature, damped as the embedded recipe needs it: its networks are stopped early."""
+    curvature = METHODS[method]
+    if default is None or isinstance(curvature, Identity):
+        return curvature
+    assert isinstance(curvature, (EKFAC, KFAC, Exact))
+    return replace(curvature, damping=Relative(default.damping))
 
 
 def _train_rows(data: LabelledData) -> np.ndarray | None:

@@ -85,7 +85,9 @@ def _print(summary: dict[str, Any], out: Path, report: Path) -> None:
         console.print(f"[yellow]{escape(notice['title'])}[/] {escape(notice['text'])}")
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("rank", "id", "given", "suggested", "suspicion", "row"):
-        table.add_column(name, justify="right" if name in ("rank", "suspicion") else "left", overflow="ellipsis", no_wrap=True)
+        table.add_column(
+            name, justify="right" if name in ("rank", "suspicion") else "left", overflow="ellipsis", no_wrap=True
+        )
     for row in summary["rows"][:_SHOWN]:
         cells = [str(row["rank"]), row["id"], row["label"], str(row["suggested_label"])]
         table.add_row(*(escape(plain(c, 24)) for c in cells), f"{row['suspicion']:.3f}", escape(_one_line(row)))

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from whence.audit import Run, explain, open_run, reload_data, reload_task
+from whence.audit import Query, Run, explain, open_run, reload_data, reload_task
 from whence.cli.console import number, plain
 from whence.cli.usermodel import load_user_model
-from whence.data import LabelledData, ReadOptions, as_examples, read
+from whence.data import LabelledData, ReadOptions, as_examples, read_like
 from whence.errors import ConfigError, DataError
 from whence.methods import InfluenceAttribution, load
 from whence.report import render_explanation
@@ -49,10 +49,11 @@ def explain_command(
         raise ConfigError(f"-k must be at least 1, got {k}.")
     opened = open_run(run)
     audited = reload_data(opened, data_source)
-    asked = audited if data is None else _new_rows(opened, audited, data)
+    asked, labelled = (audited, True) if data is None else _new_rows(opened, audited, data)
     attribution, inputs = _restore(opened, audited, asked, model, weights)
     row = 0 if query is None else _row(asked, query)
-    explanation = explain(opened, audited, attribution, queries=asked, inputs=inputs, row=row, measured=as_label, k=k)
+    asked_for = Query(rows=asked, inputs=inputs, position=row, labelled=labelled)
+    explanation = explain(opened, audited, attribution, asked_for, measured=as_label, k=k)
     if as_json:
         print(json.dumps(explanation, allow_nan=False, ensure_ascii=False))
         return
@@ -66,18 +67,16 @@ def explain_command(
     _print(explanation, target)
 
 
-def _new_rows(run: Run, audited: LabelledData, path: Path) -> LabelledData:
-    """Read new rows as the audited ones were read, with labels as positions of the audited classes."""
+def _new_rows(run: Run, audited: LabelledData, path: Path) -> tuple[LabelledData, bool]:
+    """Read new rows as the audited ones were read; return them and whether they have labels."""
     stored = run.manifest["data"]["options"]
-    options = ReadOptions(
-        **{**stored, "drop": tuple(stored["drop"])},
-    )
-    rows = read(path, options)
+    options = ReadOptions(**{**stored, "drop": tuple(stored["drop"])})
+    rows, labelled = read_like(path, run.manifest["data"]["source"], options, audited.label_name)
     unknown = sorted(set(rows.classes) - set(audited.classes))
     if unknown or rows.kind != audited.kind:
         what = f"labels {unknown[:5]}" if unknown else f"{rows.kind} rows"
         raise DataError(f"{path} must have the kind and labels of the audited data, got {what}.")
-    return rows
+    return rows, labelled
 
 
 def _restore(

@@ -3,6 +3,7 @@
 from whence.data.examples import Batch, Examples, as_examples, id_keys, uniform
 from whence.data.labelled import Content, Kind, LabelledData
 from whence.data.noise import Noise, other_class_noise, pair_noise, uniform_noise
+from whence.data.queries import read_like
 from whence.data.readers import ReadOptions, from_arrays, from_frame, read
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "other_class_noise",
     "pair_noise",
     "read",
+    "read_like",
     "uniform",
     "uniform_noise",
 ]

@@ -89,6 +89,18 @@ def read(path: str | Path, options: ReadOptions | None = None) -> LabelledData:
     return replace(data, notes=(*notes, *data.notes))
 
 
+def read_table(path: Path) -> pd.DataFrame | None:
+    """Return a table file as a frame, or None for another format.
+
+    Raises:
+        DataError: The file is missing or cannot be parsed.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} must exist, got no such file. Check the path.")
+    reader = TABLES.get(_ending(path))
+    return None if reader is None else reader(path)[0]
+
+
 def _ending(path: Path) -> str:
     """The ending that tells the format, without that of a compression (only text formats may have one)."""
     last = path.suffix.lower()

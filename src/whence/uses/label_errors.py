@@ -40,6 +40,7 @@ _REFERENCE_PER_CLASS = 50
 _EVIDENCE_ROWS = 1_050
 _QUERY_BLOCK = 256
 _TINY = 1e-12
+_MOST_OUTPUTS = 20
 
 
 @runtime_checkable
@@ -151,6 +152,8 @@ def find_label_errors(
     if embeddings is not None:
         signals["neighbour_disagreement"] = _disagreement(embeddings, given)
     if attribution is not None:
+        if isinstance(source, Members) and q.shape[1] <= _MOST_OUTPUTS and hasattr(attribution, "leave_one_out"):
+            signals["leave_one_out_loss"] = attribution.leave_one_out().losses
         signals["self_influence"] = np.asarray(attribution.self_scores())
         trusted = _reference(reference, data, own, given)
         signals["class_influence"] = _class_influence(attribution, trusted, given)

@@ -38,6 +38,8 @@ class Default:
             ``recipe``.
         inputs: Network inputs of the rows that the features were fitted to, where they fell out of the fit.
         counts: Weighted counts of those rows (scipy CSR [N, V]) for a naive Bayes judge, where there are any.
+        damping: Damping of the curvature, relative to its mean eigenvalue, at which predicted leave-one-out losses of
+            this recipe agree with out-of-sample ones.
     """
 
     name: str
@@ -48,3 +50,4 @@ class Default:
     refit: Recipe | None = None
     inputs: Tensor | None = None
     counts: Any = None
+    damping: float = 0.1

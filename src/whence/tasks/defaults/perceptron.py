@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -37,7 +38,7 @@ def perceptron(config: Mapping[str, Any]) -> nn.Module:
     try:
         widths = [int(config["inputs"]), *(int(width) for width in config["hidden"])]
         layers: list[nn.Module] = [nn.Dropout(float(config["input_dropout"]))]
-        for narrow, wide in zip(widths[:-1], widths[1:], strict=True):
+        for narrow, wide in pairwise(widths):
             layers += [nn.Linear(narrow, wide), nn.ReLU(), nn.Dropout(float(config["dropout"]))]
         return nn.Sequential(*layers, nn.Linear(widths[-1], int(config["classes"])))
     except (KeyError, TypeError, ValueError) as error:

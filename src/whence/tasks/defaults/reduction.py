@@ -43,15 +43,14 @@ def leading_directions(matrix: sp.csr_matrix, dimensions: int, seed: int = 0) ->
     Reference: Musco & Musco (2015), Randomized block Krylov methods.
 
     Example:
-        >>> x = sp.random(300, 200, 0.1, "csr", dtype=np.float32, random_state=0) @ sp.diags_array(0.9 ** np.arange(200))
+        >>> x = sp.random(300, 200, 0.1, "csr", random_state=0) @ sp.diags_array(0.9 ** np.arange(200))
         >>> directions, values = leading_directions(x.astype(np.float32), 10)
         >>> bool(np.allclose(values, np.linalg.svd(x.toarray(), compute_uv=False)[:10], rtol=1e-2))
         True
     """
     rows, columns = matrix.shape
     if min(rows, columns) <= _SMALL * dimensions:
-        _, values, right = np.linalg.svd(matrix.toarray().astype(np.float64), full_matrices=False)
-        return _kept(right.T[:, :dimensions], values[:dimensions])
+        return _exact(matrix.astype(np.float64), dimensions)
     forward, backward = _product(matrix), _product(matrix.T.tocsr())
     generator = torch.Generator().manual_seed(seed)
     block = torch.randn(rows, -(-dimensions // 2), generator=generator)
@@ -67,6 +66,15 @@ def leading_directions(matrix: sp.csr_matrix, dimensions: int, seed: int = 0) ->
     values = squares.flip(0)[:dimensions].clamp(min=0).sqrt()
     right = image.double() @ vectors.flip(1)[:, :dimensions] / values.clamp(min=1e-12)
     return _kept(right.numpy(), values.numpy())
+
+
+def _exact(matrix: sp.csr_matrix, dimensions: int) -> tuple[Array, Array]:
+    """Return the directions from the Gram matrix of the smaller side, in float64."""
+    wide = matrix.shape[0] <= matrix.shape[1]
+    squares, vectors = np.linalg.eigh((matrix @ matrix.T if wide else matrix.T @ matrix).toarray())
+    values = np.sqrt(np.maximum(squares[::-1][:dimensions], 0.0))
+    vectors = vectors[:, ::-1][:, :dimensions]
+    return _kept(matrix.T @ vectors / np.maximum(values, 1e-12) if wide else vectors, values)
 
 
 def _kept(right: Array, values: Array) -> tuple[Array, Array]:

@@ -66,7 +66,8 @@ class TabularPreparation:
         try:
             return cls(numbers=tuple(settings["numbers"]), categories=tuple(settings["categories"]))
         except (KeyError, TypeError) as error:
-            raise RunFormatError(f"a table preparation must be complete, got {sorted(settings)}. Audit again.") from error
+            got = sorted(settings)
+            raise RunFormatError(f"a table preparation must be complete, got {got}. Audit again.") from error
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return JSON-able settings and tensors."""
@@ -108,6 +109,7 @@ def tabular_default(data: LabelledData, seed: int = 0) -> Default:
         network=network,
         recipe=perceptron_recipe(network, rows=len(data), epochs=_EPOCHS, decay=_DECAY),
         refit=perceptron_recipe(network, rows=len(data), epochs=_EPOCHS, decay=_DECAY, share=0.5),
+        damping=100.0,
     )
 
 
