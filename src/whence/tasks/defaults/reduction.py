@@ -57,9 +57,8 @@ def leading_directions(matrix: sp.csr_matrix, dimensions: int, seed: int = 0) ->
     basis = torch.empty(rows, 0)
     for _ in range(_STEPS):
         block = forward(backward(block))
-        for _ in range(2):  # twice is enough for orthogonality to rounding
-            block = block - basis @ (basis.T @ block)
-        block = torch.linalg.qr(block)[0]
+        for _ in range(2):  # the second time for what rounding left, also where the rank is exhausted
+            block = torch.linalg.qr(block - basis @ (basis.T @ block))[0]
         basis = torch.cat([basis, block], 1)  # [N, steps·D/2]
     image = backward(basis)  # [K, steps·D/2]
     squares, vectors = torch.linalg.eigh((image.T @ image).double())
