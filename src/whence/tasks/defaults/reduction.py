@@ -18,6 +18,7 @@ Product: TypeAlias = Callable[[Tensor], Tensor]
 
 _STEPS = 4
 _SMALL = 2
+_ROUNDING = 1e-3
 
 
 def leading_directions(matrix: sp.csr_matrix, dimensions: int, seed: int = 0) -> tuple[Array, Array]:
@@ -77,8 +78,8 @@ def _exact(matrix: sp.csr_matrix, dimensions: int) -> tuple[Array, Array]:
 
 
 def _kept(right: Array, values: Array) -> tuple[Array, Array]:
-    """Return the directions whose values are above rounding, as float32."""
-    kept = values > 1e-4 * max(float(values[0]), 1e-30)
+    """Return the directions whose values are above rounding (of squares in single precision), as float32."""
+    kept = values > _ROUNDING * max(float(values[0]), 1e-30)
     return np.ascontiguousarray(right[:, kept], dtype=np.float32), values[kept].astype(np.float32)
 
 

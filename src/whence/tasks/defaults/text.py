@@ -71,7 +71,7 @@ class TextPreparation:
             raise DataError("texts must share at least one word, got none in two texts. Check the text column.")
         idf = np.log((1 + len(texts)) / (1 + frequency[buckets])) + 1
         weighted = _weighted(counts[:, buckets], idf, buckets)
-        dimensions = min(_DIMENSIONS, len(texts) - 1, len(buckets) - 1) or 1
+        dimensions = max(1, min(_DIMENSIONS, len(texts) // 2, len(buckets) - 1))
         rows, values = leading_directions(weighted, dimensions, seed)
         directions = rows / values * np.sqrt(len(texts))
         preparation = cls(
