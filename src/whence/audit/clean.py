@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -66,11 +67,14 @@ def clean(
         kept = ~flagged
     if not kept.any():
         raise DataError(f"at least one row must be left, got {len(data)} suspects of {len(data)} rows. Raise --above.")
+    partial = path.with_name(f".{os.getpid()}.partial{ending}")
     try:
-        _write(data.with_labels(labels).rows(kept), path, ending)
+        _write(data.with_labels(labels).rows(kept), partial, ending)
+        os.replace(partial, path)
     except OSError as error:
-        path.unlink(missing_ok=True)
         raise DataError(f"{path} must be writable, got: {error.strerror or error}. Choose another place.") from error
+    finally:
+        partial.unlink(missing_ok=True)
     changed = int((labels != data.labels).sum())
     return {"written": int(kept.sum()), "dropped": int((~kept).sum()), "relabelled": changed}
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from whence.audit import clean, open_run, reload_data
 from whence.errors import ConfigError
@@ -33,6 +34,6 @@ def clean_command(
         opened, data, out, action="drop" if action == "drop" else "relabel", least_suspicion=above, force=force
     )
     Console(highlight=False).print(
-        f"{counts['written']:,} rows written to [bold]{out}[/] "
+        f"{counts['written']:,} rows written to [bold]{escape(str(out))}[/] "
         f"({counts['dropped']:,} dropped, {counts['relabelled']:,} relabelled)."
     )

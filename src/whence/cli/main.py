@@ -10,11 +10,15 @@ from rich.console import Console
 from whence import __version__
 from whence.cli.audit import audit_command
 from whence.cli.clean import clean_command
+from whence.cli.console import plain
 from whence.cli.explain import explain_command
 from whence.cli.methods import methods_command
 from whence.errors import ConfigError, WhenceError
 
 __all__ = ["app", "main"]
+
+_LONGEST = 2_000
+_STOPPED = "[bold]stopped:[/] nothing was written."
 
 app = typer.Typer(
     name="whence",
@@ -50,11 +54,15 @@ def main() -> None:
         app()
     except WhenceError as error:
         errors.print("[bold red]error:[/] ", end="")
-        errors.print(str(error), markup=False, soft_wrap=True)
+        errors.print(plain(str(error), _LONGEST), markup=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
-        errors.print("[bold]stopped:[/] nothing was written.")
+        errors.print(_STOPPED)
         sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # Typer turns Ctrl-C into this exit and says nothing
+            errors.print(_STOPPED)
+        raise
     except MemoryError:
         errors.print("[bold red]error:[/] memory ran out. Audit fewer rows or close other programs.")
         sys.exit(1)
