@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,9 +36,11 @@ def check_target(target: str | Path) -> None:
     """Raise unless a run may be written to ``target``: a new or empty folder, or an earlier run.
 
     Raises:
-        RunFormatError: It holds other files.
+        RunFormatError: It holds other files, or is the working folder.
     """
     path = Path(target)
+    if path.name in ("", ".."):
+        raise RunFormatError(f"output must be a folder with a name, got {str(path)!r}. Name a new one with --out.")
     occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
     if occupied and not (path / MANIFEST).is_file():
         raise RunFormatError(
@@ -59,7 +61,7 @@ class staged:
 
     def __init__(self, target: str | Path) -> None:
         self.target = Path(target)
-        self.partial = self.target.with_name(f".{self.target.name}.partial-{os.getpid()}")
+        self.partial = self.target.parent / f".{self.target.name}.partial-{os.getpid()}"
 
     def __enter__(self) -> Path:
         """Return the folder to write into."""
@@ -116,8 +118,15 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as safetensors."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """Write named tensors as safetensors.
+
+    Raises:
+        OSError: The disk refuses the write.
+    """
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # its own error, also where the disk is full
+        raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -22,6 +22,9 @@ from whence.tasks.defaults import restore
 __all__ = ["Run", "open_run", "reload_data", "reload_task", "write_run"]
 
 KIND = "audit"
+_SUMMARY = frozenset({"data", "model", "method"})
+_SUSPECTS = frozenset({"id", "suggested_label", "suspicion", "is_suspect"})
+_MANIFEST = frozenset({"whence", "created", "data", "model"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,6 +112,14 @@ def open_run(folder: str | Path) -> Run:
         suspects = pd.read_parquet(folder / "suspects.parquet")
     except (OSError, ValueError) as error:
         raise RunFormatError(f"run {str(folder)!r} must be complete, got: {error}. Run the audit again.") from error
+    entries = set(summary) if isinstance(summary, dict) else set()
+    missing = [
+        *sorted(_SUMMARY - entries),
+        *sorted(_SUSPECTS - set(suspects.columns)),
+        *sorted(_MANIFEST - set(manifest)),
+    ]
+    if missing:
+        raise RunFormatError(f"run {str(folder)!r} must be complete, got no {', '.join(missing)}. Run the audit again.")
     return Run(folder=folder, manifest=manifest, suspects=suspects, summary=summary)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from whence.audit.members import OnStage, fit_members, held_out_accuracy, predict
+from whence.audit.members import Fits, OnStage, fit_members, held_out_accuracy, predict
 from whence.curvature import EKFAC, KFAC, Curvature, Exact, Identity, Relative
 from whence.data import Examples, LabelledData, as_examples
 from whence.errors import ConfigError
@@ -69,6 +69,7 @@ class Audit:
         summary: What the report shows, JSON-able.
         attribution: Influence of the training rows.
         default: The embedded default, or None for a user's model.
+        fits: The two fits behind the suspicions, or None for a user's model.
         layers: Layers that were attributed.
         seed: Seed of everything.
     """
@@ -78,6 +79,7 @@ class Audit:
     summary: dict[str, Any]
     attribution: InfluenceAttribution
     default: Default | None
+    fits: Fits | None
     layers: str | None
     seed: int
 
@@ -135,6 +137,7 @@ def audit(
     examples = as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids)
     train_rows = _train_rows(data)
     layers = None if default is None or data.kind != "image" else "last"
+    fits: Fits | None = None
     prepared = clock.lap()
     if default is not None:
         fits = fit_members(
@@ -158,7 +161,7 @@ def audit(
         on_stage(f"tracing influence ({method})", 0)
     attribution = Influence(curvature=_curvature(method, default), layers=layers, seed=seed).fit(task, training)
     source: Any = attribution
-    if default is not None:
+    if fits is not None:
         shown = attribution if train_rows is None else None
         source = Members(
             logits=fits.logits, refit_logits=fits.refit_logits, judges=fits.judges, attribution=shown
@@ -174,7 +177,8 @@ def audit(
         seconds=SecondsCard(read=prepared, train=trained, score=scored, total=prepared + trained + scored),
         warnings=tuple(_notices(suspects, data, logits, held_out)),
     )
-    evidence = suspects.attrs["evidence"]
+    pairs = zip(suspects["id"], suspects["evidence"], suspects["evidence_scores"], strict=True)
+    evidence = {str(id_): list(zip(ids, scores, strict=True)) for id_, ids, scores in pairs}
     summary = summarise(data, suspects, run, evidence=evidence, limits=limits)
     return Audit(
         data=data,
@@ -182,6 +186,7 @@ def audit(
         summary=summary,
         attribution=attribution,
         default=default,
+        fits=fits,
         layers=layers,
         seed=seed,
     )

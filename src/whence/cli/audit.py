@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,19 +83,18 @@ def _print(summary: dict[str, Any], out: Path, report: Path) -> None:
         f"{summary['seconds']['total']:.0f} s[/]"
     )
     for notice in summary["warnings"]:
-        console.print(f"[yellow]{escape(notice['title'])}[/] {escape(notice['text'])}")
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("rank", "id", "given", "suggested", "suspicion", "row"):
-        table.add_column(
-            name, justify="right" if name in ("rank", "suspicion") else "left", overflow="ellipsis", no_wrap=True
-        )
+        console.print(f"[yellow]{escape(notice['title'])}[/] {escape(plain(notice['text'], 500))}")
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    for name in ("rank", "id", "given", "suggested", "suspicion"):
+        table.add_column(name, justify="right" if name in ("rank", "suspicion") else "left", no_wrap=True)
+    table.add_column("row", overflow="ellipsis", no_wrap=True, ratio=1)  # takes the width that the others leave
     for row in summary["rows"][:_SHOWN]:
         cells = [str(row["rank"]), row["id"], row["label"], str(row["suggested_label"])]
         table.add_row(*(escape(plain(c, 24)) for c in cells), f"{row['suspicion']:.3f}", escape(_one_line(row)))
     console.print(table)
-    name = escape(str(out))
-    console.print(f"[dim]explain one:[/] whence explain {name} --query {escape(summary['rows'][0]['id'])}")
-    console.print(f"[dim]clean data: [/] whence clean {name} --out FILE")
+    name, first = escape(shlex.quote(str(out))), escape(shlex.quote(plain(summary["rows"][0]["id"])))
+    console.print(f"[dim]explain one:[/] whence explain {name} --query {first}", soft_wrap=True)
+    console.print(f"[dim]clean data: [/] whence clean {name} --out FILE", soft_wrap=True)
     console.print(f"report: [bold]{escape(str(report))}[/]", soft_wrap=True)
 
 

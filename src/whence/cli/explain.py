@@ -120,8 +120,9 @@ def _print(explanation: dict[str, Any], target: Path) -> None:
     console.print(f"[bold]row {escape(plain(asked['id'], 40))}[/] {escape(_content(asked['content']))}")
     best = asked["probabilities"][0]
     console.print(
-        f"labelled [bold]{escape(str(asked['label']))}[/], predicted [bold]{escape(best['label'])}[/] "
-        f"({best['p']:.1%}); loss of {escape(explanation['measured_label'])}: {asked['loss']:.3f} nats"
+        f"labelled [bold]{escape(plain(str(asked['label']), 40))}[/], "
+        f"predicted [bold]{escape(plain(best['label'], 40))}[/] ({best['p']:.1%}); "
+        f"loss of {escape(plain(explanation['measured_label'], 40))}: {asked['loss']:.3f} nats"
     )
     for side, title in (("helpful", "helped: without them the loss would rise"),
                         ("harmful", "harmed: without them the loss would fall")):  # fmt: skip

@@ -88,7 +88,8 @@ class Covariance:
             self.outputs += flat.T @ flat
             return
         d = factor.d.reshape(-1, factor.d.shape[-1])
-        self.outputs += d.T @ d
+        exact = d.double()  # rounding of small eigenvalues here would depend on how rows fall into chunks
+        self.outputs += exact.T @ exact
         if weight == 0.0:
             return
         if isinstance(factor, Lookup):

@@ -58,8 +58,8 @@ class Tape:
             )
         for name in self.deltas:
             self.deltas[name] = [None] * len(self.captured[name])
-        torch.autograd.grad(values, self.root, torch.ones_like(values) if seeds is None else seeds, retain_graph=keep,
-                            allow_unused=True)
+        total = values.sum() if seeds is None else (values * seeds).sum()
+        torch.autograd.grad(total, self.root, retain_graph=keep, allow_unused=True)
         layers: dict[str, Factor] = {}
         for layer in self.layers:
             calls = zip(self.captured[layer.name], self.deltas[layer.name], strict=True)

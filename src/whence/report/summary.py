@@ -19,7 +19,7 @@ FORMAT = 1
 Evidence = Mapping[str, Sequence[tuple[str, float | None]]]
 
 _NEEDED = ("id", "label", "suggested_label", "suspicion", "rank", "is_suspect")
-_NOT_SIGNALS = frozenset({*_NEEDED, "evidence", "duplicate_of", "duplicate_kind", "conflict"})
+_NOT_SIGNALS = frozenset({*_NEEDED, "evidence", "evidence_scores", "duplicate_of", "duplicate_kind", "conflict"})
 _DIGITS = 6
 
 

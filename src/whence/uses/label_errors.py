@@ -117,9 +117,9 @@ def find_label_errors(
 
     Returns:
         All rows, most suspect first: ``id, label, suggested_label, suspicion, rank, is_suspect``, one column a
-        signal (`SIGNALS`), ``evidence`` (ids), ``duplicate_of``, ``duplicate_kind``, ``conflict``.
-        ``frame.attrs["diagnosis"]`` holds the estimated noise and what it means, ``frame.attrs["evidence"]`` the
-        evidence with scores (JSON-able).
+        signal (`SIGNALS`), ``evidence`` (ids), ``evidence_scores`` (theirs, below zero), ``duplicate_of``,
+        ``duplicate_kind``, ``conflict``. ``frame.attrs["diagnosis"]`` holds the estimated noise and what the numbers
+        rest on (JSON-able).
 
     Raises:
         ConfigError: The source is none of these, or there are no labels.
@@ -173,14 +173,14 @@ def find_label_errors(
         }
     )
     found = _evidence(attribution, order[: min(_EVIDENCE_ROWS, noise.count + 50)], evidence)
-    frame["evidence"] = [[str(other) for other, _ in found.get(str(id_), [])] for id_ in ids]
+    frame["evidence"] = [[other for other, _ in found.get(str(id_), [])] for id_ in ids]
+    frame["evidence_scores"] = [[score for _, score in found.get(str(id_), [])] for id_ in ids]
     copies = _duplicates(data, embeddings, given, ids)
     frame["duplicate_of"] = copies.duplicate_of if copies is not None else None
     frame["duplicate_kind"] = copies.kind if copies is not None else ""
     frame["conflict"] = copies.conflict if copies is not None else False
     frame = frame.sort_values("rank", ignore_index=True)
     frame.attrs["diagnosis"] = _diagnosis(frame, noise, attribution, signals, q, given)
-    frame.attrs["evidence"] = found
     return frame
 
 
