@@ -3,7 +3,7 @@
 from whence.audit.clean import clean
 from whence.audit.explain import Query, explain
 from whence.audit.folder import Run, open_run, reload_data, reload_task, write_run
-from whence.audit.job import METHODS, Audit, UserModel, audit
+from whence.audit.job import METHODS, Audit, UserModel, audit, train_rows_of
 
 __all__ = [
     "METHODS",
@@ -17,5 +17,6 @@ __all__ = [
     "open_run",
     "reload_data",
     "reload_task",
+    "train_rows_of",
     "write_run",
 ]

@@ -16,7 +16,7 @@ from torch import nn
 from whence.audit.members import Fits, OnStage, fit_members, held_out_accuracy, predict
 from whence.curvature import EKFAC, KFAC, Curvature, Exact, Identity, Relative
 from whence.data import Examples, LabelledData, as_examples
-from whence.errors import ConfigError
+from whence.errors import ConfigError, WhenceError
 from whence.methods import Influence, InfluenceAttribution
 from whence.report import (
     MethodCard,
@@ -32,7 +32,7 @@ from whence.tasks import Task
 from whence.tasks.defaults import Default, default_for
 from whence.uses.label_errors import SIGNALS, Members, find_label_errors
 
-__all__ = ["METHODS", "Audit", "UserModel", "audit"]
+__all__ = ["METHODS", "Audit", "UserModel", "audit", "train_rows_of"]
 
 METHODS: dict[str, Curvature] = {
     "ekfac": EKFAC(),
@@ -135,7 +135,7 @@ def audit(
     default = default_for(data, seed=seed) if model is None else None
     inputs = _inputs(default, model, data)
     examples = as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids)
-    train_rows = _train_rows(data)
+    train_rows = train_rows_of(data)
     layers = None if default is None or data.kind != "image" else "last"
     fits: Fits | None = None
     prepared = clock.lap()
@@ -166,6 +166,8 @@ def audit(
         source = Members(
             logits=fits.logits, refit_logits=fits.refit_logits, judges=fits.judges, attribution=shown
         )
+    elif train_rows is not None:  # the attribution covers the training rows, the list all rows
+        source = torch.from_numpy(logits).softmax(1)
     suspects = find_label_errors(source, data=data, embeddings=_neighbour_features(inputs, task))
     scored = clock.lap()
     run = RunCard(
@@ -201,7 +203,7 @@ def _curvature(method: str, default: Default | None) -> Curvature:
     return replace(curvature, damping=Relative(default.damping))
 
 
-def _train_rows(data: LabelledData) -> np.ndarray | None:
+def train_rows_of(data: LabelledData) -> np.ndarray | None:
     """Return the rows of the train split, or None where there is no such split."""
     if data.split is None:
         return None
@@ -235,12 +237,22 @@ def _inputs(default: Default | None, model: UserModel | None, data: LabelledData
 
 def _user_logits(task: Task, examples: Examples, data: LabelledData) -> np.ndarray:
     """Return the user's model's outputs, checked against the classes."""
-    logits = predict(task, examples)
+    try:
+        logits = predict(task, examples)
+    except (MemoryError, WhenceError):
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(
+            f"model must run on its inputs, got {type(error).__name__}: {error}. "
+            "Let FUNC(data) return the pair (model, inputs) that fits."
+        ) from error
     if logits.ndim != 2 or logits.shape[1] != len(data.classes):
         raise ConfigError(
             f"model must give logits [B, {len(data.classes)}] (classes {', '.join(data.classes[:8])}), "
             f"got {tuple(logits.shape)}."
         )
+    if not torch.isfinite(logits).all():
+        raise ConfigError("model must give finite logits, got NaN or infinity. Check its weights and inputs.")
     return logits.numpy()
 
 

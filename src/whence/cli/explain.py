@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from whence.audit import Query, Run, explain, open_run, reload_data, reload_task
+from whence.audit import Query, Run, explain, open_run, reload_data, reload_task, train_rows_of
 from whence.cli.console import number, plain
 from whence.cli.usermodel import load_user_model
 from whence.data import LabelledData, ReadOptions, as_examples, read_like
@@ -92,6 +92,8 @@ def _restore(
         )
     own = load_user_model(spec, weights, audited)
     examples = as_examples((own.inputs, torch.from_numpy(audited.labels)), ids=audited.ids)
+    train_rows = train_rows_of(audited)
+    examples = examples if train_rows is None else examples.select(train_rows)
     attribution = load(run.folder / "attribution", Task(own.model, "cross_entropy"), examples)
     if asked is audited:
         return attribution, own.inputs

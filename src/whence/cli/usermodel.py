@@ -60,7 +60,7 @@ def _call(path: Path, name: str, data: LabelledData) -> Any:
         return function(data)
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path}:{name} must run without an error, got {type(error).__name__}: {error}.") from error
 
 
