@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export WHENCE_DATA ?= ../shared/data
 
-.PHONY: demo test check bench reproduce bench-peers clean
+.PHONY: demo test check bench reproduce clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,13 +24,14 @@ check: $(VENV)/.ready
 test: check
 	$(BIN)/python -m pytest
 
+THREADS ?= 2
 bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r benchmarks/requirements.txt
-	$(BIN)/python benchmarks/mlp_ekfac.py
+	$(BIN)/python benchmarks/mlp_ekfac.py --threads $(THREADS) $(if $(TINY),--tiny)
 
 reproduce: $(VENV)/.ready
-	$(BIN)/python benchmarks/oracle_gates.py
-	$(BIN)/python benchmarks/label_errors.py
+	$(BIN)/python benchmarks/oracle_gates.py --threads $(THREADS) $(if $(TINY),--tiny)
+	$(BIN)/python benchmarks/label_errors.py --threads $(THREADS) $(if $(TINY),--tiny)
 
 clean:
 	rm -rf $(VENV) runs build dist

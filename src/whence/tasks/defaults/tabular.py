@@ -149,6 +149,7 @@ def _number_columns(values: Array, column: Mapping[str, Any]) -> Array:
 def _category_columns(column: pd.Series[Any], values: list[str]) -> Array:
     """Return one indicator a kept category, one for all others and one for missing values."""
     missing = column.isna().to_numpy()
-    codes = pd.Index(values, dtype=object).get_indexer(column.where(~missing, "").astype(str).astype(object))
+    texts = pd.Index(column.where(~missing, "").astype(str).to_numpy(dtype=object))
+    codes = pd.Index(values, dtype=object).get_indexer(texts)
     codes = np.where(missing, len(values) + 1, np.where(codes < 0, len(values), codes))
     return np.asarray(np.eye(len(values) + 2)[codes])

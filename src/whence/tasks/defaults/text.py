@@ -132,6 +132,7 @@ def text_default(data: LabelledData, seed: int = 0) -> Default:
         refit=perceptron_recipe(network, rows=len(data), epochs=_EPOCHS, decay=_DECAY, share=0.25),
         inputs=preparation.project(weighted),
         counts=weighted,
+        damping=100.0,
     )
 
 
