@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from whence.data import LabelledData
 from whence.errors import ConfigError, DataError
+from whence.uses.checks import check_embeddings, check_labels, check_logits, check_probabilities, check_reference
 from whence.uses.duplicates import Duplicates, find_duplicates
 from whence.uses.noise_rate import NoiseEstimate, estimate_noise
 
@@ -132,16 +133,23 @@ def find_label_errors(
 
     Example:
         >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.95, 0.05]])
-        >>> find_label_errors(p, labels=[0, 0, 1, 1])[["id", "suggested_label", "rank"]].iloc[0].tolist()
-        ['3', '0', 1]
+        >>> find_label_errors(p, labels=[0, 0, 1, 1])[["id", "suggested_label"]].iloc[0].tolist()
+        ['3', '0']
     """
     attribution = source.attribution if isinstance(source, Members) else source
     attribution = attribution if isinstance(attribution, Attribution) else None
     given, ids, names = _labels(data, labels, attribution)
+    if evidence < 0:
+        raise ConfigError(f"evidence must be zero or positive, got {evidence}.")
+    if attribution is not None and [str(id_) for id_ in attribution.examples.ids.tolist()] != ids.tolist():
+        raise DataError("data must hold the rows of the attribution in their order, got other ids. Fit on this data.")
+    embeddings = None if embeddings is None else check_embeddings(embeddings, len(given))
     judgement = _judge(source, given, embeddings)
     q = judgement.probabilities
     if q.shape[0] != len(given) or not np.isfinite(q).all():
         raise DataError(f"probabilities must be finite [N, C] for {len(given)} labels, got shape {q.shape}.")
+    if q.shape[1] < max(2, int(given.max()) + 1):
+        raise DataError(f"probabilities must have a column a class ({int(given.max()) + 1}), got {q.shape[1]}.")
     if q.shape[1] != len(names):
         names = names if len(names) > q.shape[1] else tuple(str(c) for c in range(q.shape[1]))
     rows = np.arange(len(given))
@@ -194,18 +202,18 @@ def _labels(
         labels = attribution.examples.targets
     if labels is None:
         raise ConfigError("labels must be given as data=, labels= or with an attribution, got none.")
-    given = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
-    if given.ndim != 1 or given.dtype.kind not in "iub":
-        raise DataError(f"labels must be class positions [N] (integers), got {given.dtype} of shape {given.shape}.")
+    given = check_labels(labels)
     ids = attribution.examples.ids if attribution is not None else np.arange(len(given))
     names = tuple(str(c) for c in range(int(given.max()) + 1))
-    return given.astype(np.int64), np.array([str(id_) for id_ in ids.tolist()], dtype=object), names
+    return given, np.array([str(id_) for id_ in ids.tolist()], dtype=object), names
 
 
 def _judge(source: Any, given: Array, embeddings: Any) -> _Judgement:
     """Return what the judging models say of every row."""
     rows = np.arange(len(given))
     if isinstance(source, Members):
+        for name, logits in (("logits", source.logits), ("refit_logits", source.refit_logits)):
+            check_logits(name, logits, given)
         first, second = _softmax(source.logits), _softmax(source.refit_logits)
         signals: dict[str, Array] = {
             "loss": -np.log(first[rows, given] + _TINY),
@@ -223,13 +231,7 @@ def _judge(source: Any, given: Array, embeddings: Any) -> _Judgement:
         if embeddings is None:
             raise ConfigError("source must be an attribution, probabilities or Members, or embeddings= must be given.")
         source = _out_of_fold(np.asarray(embeddings, dtype=np.float64), given)
-    arrays = list(source) if isinstance(source, (list, tuple)) else [source]
-    stacked = [np.asarray(a.detach().cpu() if isinstance(a, torch.Tensor) else a, dtype=np.float64) for a in arrays]
-    if any(a.ndim != 2 or len(a) != len(given) for a in stacked):
-        raise DataError(f"probabilities must be [N, C] with N = {len(given)}, got {[a.shape for a in stacked]}.")
-    q = np.mean(stacked, axis=0)
-    if not np.isfinite(q).all() or q.min() < 0 or not np.allclose(q.sum(1), 1, atol=1e-3):
-        raise DataError("probabilities must be finite, not negative and sum to 1 in every row. Apply a softmax first.")
+    q = check_probabilities(source, given)
     return _Judgement(q, np.log(q + _TINY), {})
 
 
@@ -295,11 +297,7 @@ def _reference(reference: Any, data: LabelledData | None, own: Array, given: Arr
     if reference is None and data is not None and data.reference is not None:
         reference = data.reference
     if reference is not None:
-        chosen = np.asarray(reference)
-        positions = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
-        if len(positions) == 0:
-            raise ConfigError("reference must mark at least one row, got none.")
-        return positions
+        return check_reference(reference, len(given))
     best = [np.flatnonzero(given == c) for c in np.unique(given)]
     return np.concatenate([rows[np.argsort(-own[rows], kind="stable")[:_REFERENCE_PER_CLASS]] for rows in best])
 

@@ -16,6 +16,7 @@ __all__ = ["NoiseEstimate", "estimate_noise"]
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
 _LARGEST_SAMPLE = 20_000
+_LARGEST_LOGIT = 1e100  # differences and products of larger ones overflow
 _TEMPERATURES = (np.log(0.3), np.log(6.0))
 
 
@@ -60,10 +61,13 @@ def estimate_noise(logits: Any, labels: Any) -> NoiseEstimate:
     values, given = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if values.ndim != 2 or len(values) != len(given) or values.shape[1] < 2:
         raise DataError(f"logits must be [N, C] for {len(given)} labels with C >= 2, got {values.shape}.")
+    if len(given) == 0:
+        raise DataError("labels must have at least one row, got none.")
     if not np.isfinite(values).all():
         raise DataError("logits must be finite, got NaN or infinity. Check the model's outputs.")
     if given.min() < 0 or given.max() >= values.shape[1]:
         raise ConfigError(f"labels must lie in 0..{values.shape[1] - 1}, got {given.min()}..{given.max()}.")
+    values = np.clip(values, -_LARGEST_LOGIT, _LARGEST_LOGIT)
     step = -(-len(given) // _LARGEST_SAMPLE)
     sample = slice(0, None, step)
     rate, temperature = _fit_uniform(values[sample], given[sample])

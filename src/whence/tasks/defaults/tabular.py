@@ -87,6 +87,9 @@ class TabularPreparation:
         missing = [name for name in names if name not in table.columns]
         if missing:
             raise DataError(f"the table must have the columns it was trained on, got none named {missing[:5]}.")
+        words = [c["name"] for c in self.numbers if not pd.api.types.is_numeric_dtype(table[c["name"]])]
+        if words:
+            raise DataError(f"columns {words[:5]} must hold numbers, as the table that was trained on, got text.")
         parts = [_number_columns(table[column["name"]].to_numpy(np.float64), column) for column in self.numbers]
         parts += [_category_columns(table[column["name"]], column["values"]) for column in self.categories]
         return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
