@@ -55,13 +55,11 @@ def run_whence(data: LabelledData, seed: int) -> tuple[pd.DataFrame, dict[str, A
     stages.append(("end", time.perf_counter()))
     seconds = {name: after - start for (name, start), (_, after) in pairwise(stages)}
     assert found.fits is not None
-    members = Members(
-        logits=found.fits.logits, refit_logits=found.fits.refit_logits, judges=found.fits.judges
-    )
+    members = Members(logits=found.fits.logits, refit_logits=found.fits.refit_logits, judges=found.fits.judges)
     started = time.perf_counter()
     find_label_errors(members, labels=data.labels)
     judging = time.perf_counter() - started
-    seconds["suspicion"] = judging + sum(seconds[name] for name in SUSPICION)
+    seconds["suspicion"] = judging + sum(seconds.get(name, 0.0) for name in SUSPICION)
     diagnosis = {key: value for key, value in found.suspects.attrs["diagnosis"].items() if _simple(value)}
     return found.suspects, {**diagnosis, "seconds": seconds}
 

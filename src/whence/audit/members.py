@@ -33,7 +33,7 @@ class Fits:
     Args:
         model: Trained on all training rows.
         logits: Its outputs [N, C].
-        refit_logits: Outputs of the model refitted on trusted rows [N, C].
+        refit_logits: Outputs of the model refitted on trusted rows [N, C]; None where a judge takes its place.
         judges: Leave-one-out logits of closed-form models [N, C] each.
         trusted: Rows with p[given] ≥ ½ max p under the first model [N].
         seconds: Of both fits and their predictions.
@@ -41,7 +41,7 @@ class Fits:
 
     model: nn.Module
     logits: np.ndarray
-    refit_logits: np.ndarray
+    refit_logits: np.ndarray | None
     judges: tuple[np.ndarray, ...]
     trusted: np.ndarray
     seconds: float
@@ -65,7 +65,8 @@ def fit_members(
     Args:
         examples: All rows.
         recipe: How to train.
-        refit: How to train the second time, from the first model; None for ``recipe`` and a new model.
+        refit: How to train the second time, from the first model; None with ``counts`` for no second fit, and without
+            for ``recipe`` and a new model.
         counts: Weighted counts [N, V] (scipy CSR) for a naive Bayes judge with exact leave-one-out; None for none.
         train_rows: Positions that may be trained on (a train split); None for all.
         seed: Seed of both fits.
@@ -89,11 +90,13 @@ def fit_members(
             f"trusted rows must cover at least two classes, got {len(kept)} of {len(allowed)} rows in fewer. "
             "The model did not learn the labels: check the label column, or bring your own model with --model."
         )
-    second = refit or recipe
-    callback = on_stage("training on trusted rows", second.epochs) if on_stage else None
-    start = model if refit is not None else None
-    refitted = second.train(examples.select(kept), seed=seed + 1, start=start, on_epoch=callback)
-    refit_logits = predict(second.task(refitted), examples)
+    refit_logits = None
+    if refit is not None or counts is None:
+        second = refit or recipe
+        callback = on_stage("training on trusted rows", second.epochs) if on_stage else None
+        start = model if refit is not None else None
+        refitted = second.train(examples.select(kept), seed=seed + 1, start=start, on_epoch=callback)
+        refit_logits = predict(second.task(refitted), examples).numpy()
     judges: tuple[np.ndarray, ...] = ()
     if counts is not None:
         classes = logits.shape[1]
@@ -102,7 +105,7 @@ def fit_members(
         judges=judges,
         model=model,
         logits=logits.numpy(),
-        refit_logits=refit_logits.numpy(),
+        refit_logits=refit_logits,
         trusted=trusted,
         seconds=time.perf_counter() - started,
     )

@@ -65,13 +65,13 @@ class Members:
 
     Args:
         logits: [N, C] of the fit on all rows.
-        refit_logits: [N, C] of the refit on trusted rows; suspects are out of sample for it.
+        refit_logits: [N, C] of the refit on trusted rows; suspects are out of sample for it. None for no refit.
         judges: Leave-one-out logits [N, C] of other models, such as naive Bayes in closed form.
         attribution: Of the first model, for evidence and influence signals; None for predictions alone.
     """
 
     logits: Array
-    refit_logits: Array
+    refit_logits: Array | None = None
     judges: tuple[Array, ...] = ()
     attribution: Attribution | None = None
 
@@ -214,17 +214,16 @@ def _judge(source: Any, given: Array, embeddings: Any) -> _Judgement:
     if isinstance(source, Members):
         for name, logits in (("logits", source.logits), ("refit_logits", source.refit_logits)):
             check_logits(name, logits, given)
-        first, second = _softmax(source.logits), _softmax(source.refit_logits)
-        signals: dict[str, Array] = {
-            "loss": -np.log(first[rows, given] + _TINY),
-            "refit_loss": -np.log(second[rows, given] + _TINY),
-        }
+        fitted = [np.log(_softmax(source.logits) + _TINY)]
+        signals: dict[str, Array] = {"loss": -fitted[0][rows, given]}
+        if source.refit_logits is not None:
+            fitted.append(np.log(_softmax(source.refit_logits) + _TINY))
+            signals["refit_loss"] = -fitted[1][rows, given]
         judges = [_calibrated(judge, given) for judge in source.judges]
         if judges:
             signals["bayes_loss"] = -judges[0][rows, given]
-        held = np.mean(judges, axis=0) if judges else source.refit_logits
-        mean = np.mean([np.log(first + _TINY), np.log(second + _TINY), *judges], axis=0)
-        return _Judgement(_softmax(mean), np.asarray(held, dtype=np.float64), signals)
+        held = np.mean(judges, axis=0) if judges else fitted[-1]
+        return _Judgement(_softmax(np.mean([*fitted, *judges], axis=0)), held, signals)
     if isinstance(source, Attribution):
         return _judge_attribution(source)
     if source is None:

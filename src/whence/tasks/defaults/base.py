@@ -34,8 +34,8 @@ class Default:
         preparation: Fitted features.
         network: JSON-able settings from which the untrained network is built.
         recipe: How to train on all rows.
-        refit: How to train the second time, on trusted rows, starting from the first model; None for a new model with
-            ``recipe``.
+        refit: How to train the second time, on trusted rows, starting from the first model; None where the naive Bayes
+            judge of ``counts`` takes its place.
         inputs: Network inputs of the rows that the features were fitted to, where they fell out of the fit.
         counts: Weighted counts of those rows (scipy CSR [N, V]) for a naive Bayes judge, where there are any.
         damping: Damping of the curvature, relative to its mean eigenvalue, at which predicted leave-one-out losses of

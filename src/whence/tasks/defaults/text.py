@@ -24,10 +24,10 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 _BUCKETS = 2**18
 _KEPT = 2**15
-_DIMENSIONS = 256
+_DIMENSIONS = 384
 _CHUNK = 4096
 _LONGEST = 20_000
-_EPOCHS = 15
+_EPOCHS = 25
 _DECAY = 1.0
 
 
@@ -129,7 +129,6 @@ def text_default(data: LabelledData, seed: int = 0) -> Default:
         preparation=preparation,
         network=network,
         recipe=perceptron_recipe(network, rows=len(data), epochs=_EPOCHS, decay=_DECAY),
-        refit=perceptron_recipe(network, rows=len(data), epochs=_EPOCHS, decay=_DECAY, share=0.25),
         inputs=preparation.project(weighted),
         counts=weighted,
         damping=100.0,
