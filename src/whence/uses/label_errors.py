@@ -212,7 +212,8 @@ def _judge(source: Any, given: Array, embeddings: Any) -> _Judgement:
     """Return what the judging models say of every row."""
     rows = np.arange(len(given))
     if isinstance(source, Members):
-        for name, logits in (("logits", source.logits), ("refit_logits", source.refit_logits)):
+        given_logits = {"logits": source.logits, "refit_logits": source.refit_logits}
+        for name, logits in ((key, value) for key, value in given_logits.items() if value is not None):
             check_logits(name, logits, given)
         fitted = [np.log(_softmax(source.logits) + _TINY)]
         signals: dict[str, Array] = {"loss": -fitted[0][rows, given]}
