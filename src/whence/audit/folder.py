@@ -155,7 +155,11 @@ def reload_task(run: Run, data: LabelledData) -> tuple[Task, Any, InfluenceAttri
     preparation, network = restore(
         model["name"], model["preparation"], read_tensors(run.folder / "preparation.safetensors"), model["network"]
     )
-    network.load_state_dict(read_tensors(run.folder / "model.safetensors"))
+    try:
+        network.load_state_dict(read_tensors(run.folder / "model.safetensors"))
+    except RuntimeError as error:
+        cause = " ".join(str(error).split())[:200]
+        raise RunFormatError(f"weights of run {str(run.folder)!r} must fit its network, got: {cause}.") from error
     manifest = read_manifest(run.folder / "attribution", "influence")
     task = Task(network.eval(), "cross_entropy", weight_decay=manifest["weight_decay"])
     return task, preparation, load(run.folder / "attribution", task)
