@@ -43,7 +43,7 @@ def test_the_run_folder_is_complete(audited) -> None:
 def test_every_row_is_a_suspect_with_a_rank(audited) -> None:
     suspects = pd.read_parquet(audited.folder / "suspects.parquet")
     assert {"id", "label", "suggested_label", "suspicion", "rank"} <= set(suspects)
-    assert {"loss", "self_influence", "class_influence", "margin", "refit_loss"} <= set(suspects)
+    assert {"loss", "self_influence", "class_influence", "margin", "bayes_loss"} <= set(suspects)
     assert sorted(suspects["id"]) == sorted(f"m{i}" for i in range(audited.rows))
     assert suspects["rank"].tolist() == list(range(1, audited.rows + 1))
     assert suspects["suspicion"].is_monotonic_decreasing and suspects["suspicion"].between(0, 1).all()
