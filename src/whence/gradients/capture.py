@@ -58,7 +58,8 @@ class Tape:
             )
         for name in self.deltas:
             self.deltas[name] = [None] * len(self.captured[name])
-        total = values.sum() if seeds is None else (values * seeds).sum()
+        with torch.enable_grad():
+            total = values.sum() if seeds is None else (values * seeds).sum()
         torch.autograd.grad(total, self.root, retain_graph=keep, allow_unused=True)
         layers: dict[str, Factor] = {}
         for layer in self.layers:
