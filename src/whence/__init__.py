@@ -13,6 +13,7 @@ from whence.errors import (
 from whence.methods import Influence, InfluenceAttribution, LeaveOneOut, load
 from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task
+from whence.uses.label_errors import find_label_errors
 
 __all__ = [
     "EKFAC",
@@ -37,6 +38,7 @@ __all__ = [
     "WhenceError",
     "__version__",
     "as_examples",
+    "find_label_errors",
     "load",
 ]
 
