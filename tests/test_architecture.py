@@ -38,7 +38,7 @@ ALLOWED["cli"] = set(ALLOWED) | {"cli", "whence"}  # "whence" is the package its
 ALLOWED["whence"] = set(ALLOWED) - {"report", "explorer", "audit", "cli"}
 
 HEAVY = [
-    "plotly", "jinja2", "rich", "typer", "starlette", "fastapi", "uvicorn", "ray", "transformers", "datasets", "peft",
+    "plotly", "jinja2", "typer", "starlette", "fastapi", "uvicorn", "ray", "transformers", "datasets", "peft",
     "torchvision", "matplotlib", "IPython", "faiss", "xgboost",
 ]  # fmt: skip
 OPTIONAL = {"datasets", "transformers", "peft", "ray", "faiss"}
