@@ -233,8 +233,8 @@ def prepare(folder: Path, settings: dict[str, Any], tiny: bool) -> dict[str, Any
 
 
 def digest(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return medians, the best plain pass, and every step as a multiple of it."""
-    passes = np.array(raw["passes"]).min(0)  # [batch sizes, 2]
+    """Return medians over the repetitions, of the plain pass at its best batch size too, and steps in passes."""
+    passes = np.median(np.array(raw["passes"]), 0)  # [batch sizes, 2]
     best = passes[:, 0]
     plain, plain_cpu = passes.min(0).tolist()
     seconds = {step: median(run[step][0] for run in raw["runs"]) for step in STEPS}

@@ -91,7 +91,7 @@ def test_gradients_that_need_more_than_the_budget_are_not_kept_in_part() -> None
         assert [rows.start for rows in spans] == [0, 3, 6]
     passes = FisherPass(stream, "empirical", 0)
     for samples in (passes.first(), passes.again()):
-        assert sum(len(sample.training) for sample in samples) == 9
+        assert sum(len(sample[0]) for sample in samples) == 9
 
 
 def test_ragged_positions_are_padded_when_joined() -> None:

@@ -37,7 +37,7 @@ class EKFAC:
     With A = E[a aᵀ] = Q_A S_A Q_Aᵀ and G = E[Σ_t δ δᵀ] = Q_G S_G Q_Gᵀ, the layer's curvature is taken as
     (Q_A ⊗ Q_G) diag(Λ) (Q_A ⊗ Q_G)ᵀ with Λ_oi = E[(Q_Gᵀ g Q_A)_oi²], and
     H⁻¹ uses S = 1 / (Λ + damping + weight decay). For gradients without positions S is applied as a sum of R
-    rank-one terms found by an SVD weighted with the gradients' second moments, so nothing of size O·I is made
+    rank-one terms found by an SVD weighted with the row and column sums of Λ, so nothing of size O·I is made
     for any example.
 
     Args:
@@ -79,10 +79,10 @@ class EKFAC:
                 inverses[name] = type(dense)(dense.inverse.to(stream.task.dtype))
                 details[name] = {"damping": damped}
                 continue
-            values = moments[name].fisher / count
+            values = moments[name] / count
             damped = absolute(self.damping, float(values.mean()))
             grid = 1 / (values + invertible(damped + decay, values, name))
-            u, v, residual = low_rank(grid, moments[name].rows, moments[name].columns, self.rank_tolerance)
+            u, v, residual = low_rank(grid, values.sum(1), values.sum(0), self.rank_tolerance)
             inverses[name] = eigen_inverse(bases[name], grid, (u, v), stream.task.dtype)
             details[name] = {"damping": damped, "rank": len(u), "rank_residual": residual}
         return BlockPreconditioner(inverses, {"curvature": "ekfac", "layers": details})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ __all__ = [
     "Covariance",
     "Eigenbasis",
     "FisherPass",
-    "Moments",
     "covariances",
     "dense_inverse",
     "eigen_inverse",
@@ -30,16 +28,10 @@ __all__ = [
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """One chunk's gradients: those whose outer products make the Fisher matrix, and those of the training loss."""
-
-    fisher: list[Gradients]
-    training: Gradients
-
-
-@dataclass(frozen=True, eq=False)
 class FisherPass:
-    """Two passes over the gradients; what fits into the stream's budget is kept for the second.
+    """Two passes over the gradients whose outer products make the Fisher matrix; kept where the budget allows.
+
+    The gradients of the training loss come out of the same forward passes where the stream can keep them too.
 
     Args:
         stream: The training gradients.
@@ -51,26 +43,24 @@ class FisherPass:
     stream: GradientStream
     kind: Fisher
     seed: int
-    kept: list[Sample] = field(default_factory=list)
+    kept: list[list[Gradients]] = field(default_factory=list)
 
-    def first(self) -> Iterator[Sample]:
-        """Yield every chunk's gradients."""
-        for sample in self._compute():
-            if self.stream.fits(sample.training, *sample.fisher):
-                self.kept.append(sample)
-            yield sample
-
-    def again(self) -> Iterator[Sample]:
-        """Yield the same gradients once more: from memory, or by another pass."""
-        complete = sum(len(sample.training) for sample in self.kept) == len(self.stream.examples)
-        return iter(self.kept) if complete else self._compute()
-
-    def _compute(self) -> Iterator[Sample]:
+    def first(self) -> Iterator[list[Gradients]]:
+        """Yield every chunk's gradients, one entry a backward pass."""
         for chunk in self.stream.chunks():
             fisher = self.stream.fisher(chunk, self.kind, self.seed, keep=True)
-            training = chunk.training()
-            self.stream.remember(chunk, training)
-            yield Sample(fisher, training)
+            if self.stream.fits(*fisher, fisher[0]):
+                self.kept.append(fisher)
+                self.stream.remember(chunk, chunk.training())
+            yield fisher
+
+    def again(self) -> Iterator[list[Gradients]]:
+        """Yield the same gradients once more: from memory, or by another pass."""
+        if sum(len(fisher[0]) for fisher in self.kept) == len(self.stream.examples):
+            yield from self.kept
+            return
+        for chunk in self.stream.chunks():
+            yield self.stream.fisher(chunk, self.kind, self.seed)
 
 
 @dataclass(eq=False)
@@ -88,8 +78,7 @@ class Covariance:
             self.outputs += flat.T @ flat
             return
         d = factor.d.reshape(-1, factor.d.shape[-1])
-        exact = d.double()  # rounding of small eigenvalues here would depend on how rows fall into chunks
-        self.outputs += exact.T @ exact
+        add_gram(self.outputs, d.double())  # rounding of small eigenvalues would depend on how rows fall into chunks
         if weight == 0.0:
             return
         if isinstance(factor, Lookup):
@@ -131,11 +120,11 @@ class Eigenbasis:
         return Eigenbasis(self.s_g, self.q_g.to(dtype), self.s_a, self.q_a[:, empty:].to(dtype).contiguous(), empty)
 
 
-def covariances(samples: Iterator[Sample]) -> dict[str, Covariance]:
+def covariances(samples: Iterator[list[Gradients]]) -> dict[str, Covariance]:
     """Return every layer's covariance sums, accumulated in float64."""
     sums: dict[str, Covariance] = {}
     for sample in samples:
-        for number, part in enumerate(sample.fisher):
+        for number, part in enumerate(sample):
             for name, factor in part.layers.items():
                 if name not in sums:
                     sums[name] = _zeros(factor)
@@ -146,7 +135,7 @@ def covariances(samples: Iterator[Sample]) -> dict[str, Covariance]:
 def add_gram(total: Tensor, a: Tensor) -> None:
     """Add aᵀa to ``total``, multiplying out only the blocks on and below the diagonal; see `symmetric`."""
     width = a.shape[1]
-    step = width if width < 256 else -(-width // 4)
+    step = width if width < 128 else -(-width // 4)
     for start in range(0, width, step):
         total[start : start + step, : start + step] += a[:, start : start + step].T @ a[:, : start + step]
 
@@ -163,64 +152,45 @@ def eigenbases(sums: dict[str, Covariance], count: int) -> dict[str, Eigenbasis]
     for name, covariance in sums.items():
         if covariance.inputs.ndim == 0:
             continue
-        s_g, q_g = eigen(covariance.outputs / count, name)
+        s_g, q_g = eigen(symmetric(covariance.outputs) / count, name)
         scaled = covariance.inputs / max(1, covariance.positions)
         s_a, q_a = (scaled, None) if scaled.ndim == 1 else eigen(symmetric(scaled), name)
         bases[name] = Eigenbasis(s_g, q_g, s_a, q_a)
     return bases
 
 
-@dataclass(eq=False)
-class Moments:
-    """Sums over all examples in one layer's eigenbasis, in float64.
-
-    Args:
-        fisher: Σ g̃² of the Fisher's gradients [O, I].
-        rows: Σ of the training gradients' squares over inputs [O], from ‖a‖² and δ̃².
-        columns: The same over outputs [I].
-    """
-
-    fisher: Tensor
-    rows: Tensor
-    columns: Tensor
-
-    def update(self, basis: Eigenbasis, fisher: list[Factor], training: Factor) -> None:
-        """Add a chunk."""
-        if isinstance(training, Lookup):
-            for lookup in [f for f in fisher if isinstance(f, Lookup)]:
-                squares = (lookup.d @ basis.q_g).square().flatten(0, 1)
-                self.fisher.T.index_add_(0, lookup.index.reshape(-1), squares.double())
-            return
-        assert isinstance(training, Outer)
-        rotated = training.a if basis.q_a is None else training.a @ basis.q_a  # [B, T, K]
-        if training.a.shape[1] > 1:
-            for factor in [f for f in fisher if isinstance(f, Outer)]:
-                self.fisher[:, basis.kept] += ((factor.d @ basis.q_g).transpose(1, 2) @ rotated).square().sum(0)
-            squares = ((training.d @ basis.q_g).transpose(1, 2) @ rotated).square().sum(0)
-            self.rows += squares.sum(1)
-            self.columns[basis.kept] += squares.sum(0)
-            return
-        inputs = rotated[:, 0].square_()
-        for factor in [f for f in fisher if isinstance(f, Outer)]:
-            self.fisher[:, basis.kept] += (factor.d[:, 0] @ basis.q_g).square_().T @ inputs
-        outputs = (training.d[:, 0] @ basis.q_g).square_()
-        self.rows += outputs.T @ inputs.sum(1)
-        self.columns[basis.kept] += inputs.T @ outputs.sum(1)
+def add_squares(total: Tensor, basis: Eigenbasis, fisher: list[Factor]) -> None:
+    """Add a chunk's Σ g̃² to ``total`` [O, I]; g̃ = Q_Gᵀ g Q_A."""
+    first = fisher[0]
+    if isinstance(first, Lookup):
+        for lookup in [f for f in fisher if isinstance(f, Lookup)]:
+            squares = (lookup.d @ basis.q_g).square().flatten(0, 1)
+            total.T.index_add_(0, lookup.index.reshape(-1), squares.double())
+        return
+    assert isinstance(first, Outer)
+    rotated = first.a if basis.q_a is None else first.a @ basis.q_a  # [B, T, K]: every backward pass has the same a
+    outers = [f for f in fisher if isinstance(f, Outer)]
+    if first.a.shape[1] > 1:
+        for factor in outers:
+            total[:, basis.kept] += ((factor.d @ basis.q_g).transpose(1, 2) @ rotated).square().sum(0)
+        return
+    inputs = rotated[:, 0].square_()
+    for factor in outers:
+        total[:, basis.kept] += (factor.d[:, 0] @ basis.q_g).square_().T @ inputs
 
 
 def second_moments(
-    bases: dict[str, Eigenbasis], samples: Iterator[Sample], dtype: torch.dtype
-) -> dict[str, Moments]:
-    """Return the gradients' second moments in the eigenbases; directions no input lies in are skipped."""
-    totals, reduced = {}, {}
-    for name, basis in bases.items():
-        zeros = partial(torch.zeros, dtype=torch.float64, device=basis.s_g.device)
-        out, inp = len(basis.s_g), len(basis.s_a)
-        totals[name] = Moments(zeros(out, inp), zeros(out), zeros(inp))
-        reduced[name] = basis.reduced(dtype)
+    bases: dict[str, Eigenbasis], samples: Iterator[list[Gradients]], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Return Σ g̃² [O, I] of every layer, in float64; directions that no input lies in are skipped."""
+    reduced = {name: basis.reduced(dtype) for name, basis in bases.items()}
+    totals = {
+        name: torch.zeros(len(basis.s_g), len(basis.s_a), dtype=torch.float64, device=basis.s_g.device)
+        for name, basis in bases.items()
+    }
     for sample in samples:
         for name, total in totals.items():
-            total.update(reduced[name], [part.layers[name] for part in sample.fisher], sample.training.layers[name])
+            add_squares(total, reduced[name], [part.layers[name] for part in sample])
     return totals
 
 
