@@ -213,8 +213,12 @@ def _unfolded(module: nn.Module, a: Tensor) -> Tensor:
 
 
 def kronecker(a: list[Tensor], d: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return A [I, I], averaged over examples and positions, and G [O, O], summed over positions, from Fisher δs."""
-    inputs = torch.cat(a)
+    """Return A [I, I], averaged over the positions that take part, and G [O, O], summed over positions.
+
+    Of an example with several positions only those count at which some Fisher δ is not zero.
+    """
+    present = [torch.stack(rows).ne(0).any(2).any(0) if len(a[0]) > 1 else slice(None) for rows in d]
+    inputs = torch.cat([one[where] for one, where in zip(a, present, strict=True)])
     outputs = torch.zeros(d[0][0].shape[1], d[0][0].shape[1], dtype=torch.float64)
     for rows in d:
         for one in rows:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whence.gradients import Factor, Gradients, Lookup, Matrix, Outer, squared_norm
 
-__all__ = ["BlockPreconditioner", "DenseInverse", "EigenInverse", "LayerInverse", "block_from_state"]
+__all__ = ["BlockPreconditioner", "DenseInverse", "EigenInverse", "LayerInverse", "block_from_state", "rotated"]
 
 
 class LayerInverse(Protocol):
@@ -64,8 +64,7 @@ class EigenInverse:
             d = d.reshape(batch, terms, -1) @ self.q_g.T
             a = a.reshape(batch, terms, -1)
             return Outer(d, a if self.q_a is None else a @ self.q_a.T)
-        rotated = self._rotated_matrix(factor) * self.grid
-        back = self.q_g @ rotated
+        back = self.q_g @ (rotated(factor, self.q_g, self.q_a) * self.grid)
         return Matrix(back if self.q_a is None else back @ self.q_a.T)
 
     def quadratic(self, factor: Factor) -> Tensor:
@@ -76,7 +75,7 @@ class EigenInverse:
         if isinstance(factor, Outer) and factor.d.shape[1] == 1:
             squares = self._input_squares(factor.a[:, 0])  # [B, O]
             return ((factor.d[:, 0] @ self.q_g).square() * squares).sum(1)
-        return (self._rotated_matrix(factor).square() * self.grid).sum((1, 2))
+        return (self._rotated(factor).square_() * self.grid[:, self.empty :]).sum((1, 2))
 
     def leverage(self, factors: list[Factor]) -> Tensor:
         """Return J H⁻¹ Jᵀ; the inputs a are shared by all outputs."""
@@ -89,7 +88,8 @@ class EigenInverse:
             roots = self.grid.T[first.index].sqrt()  # [B, T, O]
             stacked = torch.stack([(f.d @ self.q_g) * roots for f in factors if isinstance(f, Lookup)], 1).flatten(2)
         else:
-            stacked = torch.stack([self._rotated_matrix(f) * self.grid.sqrt() for f in factors], 1).flatten(2)
+            roots = self.grid[:, self.empty :].sqrt()
+            stacked = torch.stack([self._rotated(f) * roots for f in factors], 1).flatten(2)
         return stacked @ stacked.transpose(1, 2)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -120,11 +120,9 @@ class EigenInverse:
         """Return a in the eigenbasis of the input side (always a new tensor)."""
         return a.clone() if self.q_a is None else a @ self.q_a
 
-    def _rotated_matrix(self, factor: Factor) -> Tensor:
-        """Return the gradients in the eigenbasis, multiplied out [B, O, I]."""
-        if isinstance(factor, Outer):
-            return (factor.d @ self.q_g).transpose(1, 2) @ self._rotate(factor.a)
-        return self._rotate(self.q_g.T @ factor.matrix())
+    def _rotated(self, factor: Factor) -> Tensor:
+        """Return training gradients in the eigenbasis, multiplied out [B, O, K]."""
+        return rotated(factor, self.q_g, None if self.q_a is None else self.q_a[:, self.empty :])
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,6 +218,20 @@ def block_from_state(settings: dict[str, Any], tensors: Mapping[str, Tensor]) ->
             empty = int(own["empty"])
             inverses[name] = EigenInverse(own["q_g"], own.get("q_a"), empty, own["grid"], own["u"], own["v"])
     return BlockPreconditioner(inverses, settings["details"])
+
+
+def rotated(factor: Factor, q_g: Tensor, q_a: Tensor | None) -> Tensor:
+    """Return Q_Gᵀ g Q_A, multiplied out [B, O, K] and always new, in the order that costs least."""
+    if isinstance(factor, Outer):
+        positions, out, inp = factor.d.shape[1], factor.d.shape[2], factor.a.shape[2]
+        kept = inp if q_a is None else q_a.shape[1]
+        factors_first = positions * (out * out + inp * kept + out * kept)
+        product_first = positions * out * inp + out * out * inp + out * inp * kept
+        if factors_first <= product_first:
+            a = factor.a if q_a is None else factor.a @ q_a
+            return (factor.d @ q_g).transpose(1, 2) @ a
+    product = q_g.T @ factor.matrix()
+    return product if q_a is None else product @ q_a
 
 
 def _gram(factors: list[Factor]) -> Tensor:

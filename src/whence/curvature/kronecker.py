@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from whence.curvature.base import Damping, absolute, eigen
-from whence.curvature.blocks import DenseInverse, EigenInverse
+from whence.curvature.blocks import DenseInverse, EigenInverse, rotated
 from whence.errors import NumericalError
 from whence.gradients import Factor, Fisher, Gradients, GradientStream, Lookup, Matrix, Outer
 
@@ -25,6 +26,9 @@ __all__ = [
     "low_rank",
     "second_moments",
 ]
+
+_LARGEST_WHOLE = 2048  # parameters of a layer whose whole block is kept
+_LARGEST_SIDE = 8192  # inputs whose covariance is kept; beyond, its diagonal
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +53,10 @@ class FisherPass:
         """Yield every chunk's gradients, one entry a backward pass."""
         for chunk in self.stream.chunks():
             fisher = self.stream.fisher(chunk, self.kind, self.seed, keep=True)
-            if self.stream.fits(*fisher, fisher[0]):
-                self.kept.append(fisher)
-                self.stream.remember(chunk, chunk.training())
             yield fisher
+            if self.stream.fits(*fisher, fisher[0]):
+                self.kept.append([gradients.compact() for gradients in fisher])
+                self.stream.remember(chunk, chunk.training())
 
     def again(self) -> Iterator[list[Gradients]]:
         """Yield the same gradients once more: from memory, or by another pass."""
@@ -65,30 +69,56 @@ class FisherPass:
 
 @dataclass(eq=False)
 class Covariance:
-    """Sums of one layer: Σ a aᵀ over positions (a diagonal for embeddings), Σ δ δᵀ, or Σ g gᵀ of small layers."""
+    """Sums of one layer: Σ a aᵀ over positions (a diagonal for embeddings), Σ δ δᵀ, or Σ g gᵀ of small layers.
+
+    Gradients that come multiplied out have no a and δ. A small layer's whole block is summed instead; of a large one
+    Σ gᵀg and Σ g gᵀ, whose eigenvectors are those of A and G where the block is their Kronecker product.
+    """
 
     inputs: Tensor
     outputs: Tensor
-    positions: int = 0
+    positions: float = 0
 
-    def update(self, factor: Factor, weight: float) -> None:
-        """Add a chunk; ``weight`` is its share of one input covariance (1 / number of backward passes)."""
-        if isinstance(factor, Matrix):
-            flat = factor.m.flatten(1)
-            self.outputs += flat.T @ flat
-            return
-        d = factor.d.reshape(-1, factor.d.shape[-1])
-        add_gram(self.outputs, d.double())  # rounding of small eigenvalues would depend on how rows fall into chunks
-        if weight == 0.0:
-            return
-        if isinstance(factor, Lookup):
-            used = factor.index[(factor.d != 0).any(-1)]
+    @property
+    def whole(self) -> bool:
+        """Whether the outputs' sum is that of the whole block."""
+        return self.inputs.ndim == 0
+
+    def update(self, factors: list[Factor]) -> None:
+        """Add a chunk: the gradients of one or more backward passes, which share their inputs."""
+        deltas = []
+        for factor in factors:
+            if isinstance(factor, Matrix):
+                self._update_matrix(factor.m)
+                continue
+            deltas.append(factor.d)
+            exact = factor.d.flatten(0, 1).double()  # rounding of small eigenvalues would depend on the chunks
+            add_gram(self.outputs, exact)
+        first = factors[0]
+        if isinstance(first, Lookup):
+            used = first.index[_taking_part(deltas)]
             self.inputs.index_add_(0, used, torch.ones_like(used, dtype=self.inputs.dtype))
             self.positions += used.numel()
-        else:
-            a = factor.a.reshape(-1, factor.a.shape[-1])
+        elif isinstance(first, Outer):
+            a = first.a.flatten(0, 1)
+            if first.d.shape[1] > 1:
+                present = _taking_part(deltas).flatten()  # padding is no part of the layer's inputs
+                a = a if bool(present.all()) else a[present]
             add_gram(self.inputs, a)
             self.positions += len(a)
+
+    def _update_matrix(self, m: Tensor) -> None:
+        """Add gradients that are multiplied out [B, O, I]."""
+        if self.whole:
+            add_gram(self.outputs, m.flatten(1).double())
+            return
+        add_gram(self.outputs, m.transpose(1, 2).reshape(-1, m.shape[1]).double())
+        squares = m.double().square()
+        self.positions += float(squares.sum())  # the trace: eigenvalues of both sides multiply to those of the block
+        if self.inputs.ndim == 1:
+            self.inputs += squares.sum((0, 1))
+        else:
+            add_gram(self.inputs, m.reshape(-1, m.shape[2]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,11 +154,10 @@ def covariances(samples: Iterator[list[Gradients]]) -> dict[str, Covariance]:
     """Return every layer's covariance sums, accumulated in float64."""
     sums: dict[str, Covariance] = {}
     for sample in samples:
-        for number, part in enumerate(sample):
-            for name, factor in part.layers.items():
-                if name not in sums:
-                    sums[name] = _zeros(factor)
-                sums[name].update(factor, 1.0 if number == 0 else 0.0)
+        for name, first in sample[0].layers.items():
+            if name not in sums:
+                sums[name] = _zeros(first)
+            sums[name].update([part.layers[name] for part in sample])
     return sums
 
 
@@ -150,10 +179,10 @@ def eigenbases(sums: dict[str, Covariance], count: int) -> dict[str, Eigenbasis]
     """Return the eigenbases of all Kronecker layers. Input side averaged over positions, output side summed."""
     bases = {}
     for name, covariance in sums.items():
-        if covariance.inputs.ndim == 0:
+        if covariance.whole:
             continue
         s_g, q_g = eigen(symmetric(covariance.outputs) / count, name)
-        scaled = covariance.inputs / max(1, covariance.positions)
+        scaled = covariance.inputs / (covariance.positions or 1)
         s_a, q_a = (scaled, None) if scaled.ndim == 1 else eigen(symmetric(scaled), name)
         bases[name] = Eigenbasis(s_g, q_g, s_a, q_a)
     return bases
@@ -167,16 +196,14 @@ def add_squares(total: Tensor, basis: Eigenbasis, fisher: list[Factor]) -> None:
             squares = (lookup.d @ basis.q_g).square().flatten(0, 1)
             total.T.index_add_(0, lookup.index.reshape(-1), squares.double())
         return
-    assert isinstance(first, Outer)
-    rotated = first.a if basis.q_a is None else first.a @ basis.q_a  # [B, T, K]: every backward pass has the same a
-    outers = [f for f in fisher if isinstance(f, Outer)]
-    if first.a.shape[1] > 1:
-        for factor in outers:
-            total[:, basis.kept] += ((factor.d @ basis.q_g).transpose(1, 2) @ rotated).square().sum(0)
+    if isinstance(first, Outer) and first.d.shape[1] == 1:
+        inputs = (first.a[:, 0] if basis.q_a is None else first.a[:, 0] @ basis.q_a).square()  # [B, K]
+        for factor in fisher:  # every backward pass has the same inputs
+            outputs = (factor.tensors()["d"][:, 0] @ basis.q_g).square_()
+            total[:, basis.kept] += outputs.T @ inputs
         return
-    inputs = rotated[:, 0].square_()
-    for factor in outers:
-        total[:, basis.kept] += (factor.d[:, 0] @ basis.q_g).square_().T @ inputs
+    for factor in fisher:
+        total[:, basis.kept] += rotated(factor, basis.q_g, basis.q_a).square_().sum(0)
 
 
 def second_moments(
@@ -226,7 +253,7 @@ def low_rank(grid: Tensor, rows: Tensor, columns: Tensor, tolerance: float) -> t
 
 def dense_inverse(outputs: Tensor, count: int, damping: Damping, decay: float, name: str) -> tuple[DenseInverse, float]:
     """Return the inverse of a small layer's whole Fisher block, and its absolute damping."""
-    values, vectors = eigen(outputs / count, name)
+    values, vectors = eigen(symmetric(outputs) / count, name)
     damped = absolute(damping, float(values.mean()))
     return DenseInverse((vectors / (values + invertible(damped + decay, values, name))) @ vectors.T), damped
 
@@ -254,14 +281,20 @@ def eigen_inverse(
     return EigenInverse(basis.q_g.to(dtype), q_a, basis.reduced(dtype).empty, grid.to(dtype), u, v)
 
 
+def _taking_part(deltas: list[Tensor]) -> Tensor:
+    """Return which positions have a gradient in any backward pass [B, T]."""
+    return torch.stack([(d != 0).any(-1) for d in deltas]).any(0)
+
+
 def _zeros(factor: Factor) -> Covariance:
     """Return empty sums for a layer."""
     device = next(iter(factor.tensors().values())).device
+    zeros = partial(torch.zeros, dtype=torch.float64, device=device)
     if isinstance(factor, Matrix):
-        size = factor.m[0].numel()
-        return Covariance(torch.zeros((), device=device), torch.zeros(size, size, dtype=torch.float64, device=device))
+        out, inp = factor.m.shape[1:]
+        if out * inp <= _LARGEST_WHOLE:
+            return Covariance(zeros(()), zeros(out * inp, out * inp))
+        return Covariance(zeros((inp, inp) if inp <= _LARGEST_SIDE else (inp,)), zeros(out, out))
     out = factor.d.shape[-1]
-    outputs = torch.zeros(out, out, dtype=torch.float64, device=device)
     shape = (factor.width,) if isinstance(factor, Lookup) else (factor.a.shape[-1],) * 2
-    return Covariance(torch.zeros(shape, dtype=torch.float64, device=device), outputs)
-
+    return Covariance(zeros(shape), zeros(out, out))

@@ -35,6 +35,10 @@ class Outer:
         """Return the gradients multiplied out [B, O, I]."""
         return self.d.transpose(1, 2) @ self.a
 
+    def compact(self) -> Outer | Matrix:
+        """Return the gradients multiplied out where that takes fewer numbers."""
+        return self if self.numbers <= self.d.shape[2] * self.a.shape[2] else Matrix(self.matrix())
+
     def summed(self) -> Tensor:
         """Return the sum over examples [O, I]; the gradients are not multiplied out."""
         return self.d.flatten(0, 1).T @ self.a.flatten(0, 1)
@@ -148,6 +152,13 @@ class Gradients:
         """How many numbers one example takes."""
         return sum(factor.numbers for factor in self.layers.values())
 
+    @property
+    def compact_numbers(self) -> int:
+        """How many numbers one example takes after `compact`."""
+        outers = [f for f in self.layers.values() if isinstance(f, Outer)]
+        saved = sum(max(0, f.numbers - f.d.shape[2] * f.a.shape[2]) for f in outers)
+        return self.numbers - saved
+
     def inner(self, other: Gradients) -> Tensor:
         """Return all inner products with ``other`` [B, B'].
 
@@ -163,6 +174,10 @@ class Gradients:
     def squared_norms(self) -> Tensor:
         """Return every example's squared norm [B], from the factors where there are no positions."""
         return torch.stack([squared_norm(factor) for factor in self.layers.values()]).sum(0)
+
+    def compact(self) -> Gradients:
+        """Return the gradients with layers multiplied out where that takes fewer numbers than their positions."""
+        return Gradients({n: f.compact() if isinstance(f, Outer) else f for n, f in self.layers.items()})
 
     def dense(self) -> Tensor:
         """Return the gradients multiplied out and concatenated over layers [B, P]."""

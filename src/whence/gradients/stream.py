@@ -100,12 +100,12 @@ class GradientStream:
             self._kept.clear()
         follows = self._kept[-1][0].stop if self._kept else 0
         if chunk.span.start == follows and self.fits(gradients):  # no gaps: chunks may differ in size
-            self._kept.append((chunk.span, gradients))
+            self._kept.append((chunk.span, gradients.compact()))
 
     def fits(self, *gradients: Gradients) -> bool:
         """Whether such gradients of all examples fit the budget."""
         itemsize = torch.empty((), dtype=self.task.dtype).element_size()
-        return sum(g.numbers for g in gradients) * itemsize * len(self.examples) <= self.budget
+        return sum(g.compact_numbers for g in gradients) * itemsize * len(self.examples) <= self.budget
 
     def run(self, batch: Batch, rows: np.ndarray) -> Chunk:
         """Return one batch with its forward pass recorded."""

@@ -147,8 +147,8 @@ class InfluenceAttribution:
         blocks, query_ids = self._query_blocks(queries)
         values = torch.empty(len(query_ids), len(self.examples), dtype=self.task.dtype, device=self.task.device)
         training = self._corrected_gradients() if leverage_corrected else self.training_gradients()
-        for rows, gradients in training:
-            start = 0
+        for rows, raw in training:
+            gradients, start = raw.compact(), 0
             for block in blocks:
                 values[start : start + len(block), rows] = block.inner(gradients)
                 start += len(block)
