@@ -1,0 +1,197 @@
+"""Fit, scores of 100 queries and self-scores: whence beside kronfluence, captum, pyDVL, traker and dattri.
+
+Every contender runs in a process of its own (for its peak memory) on the same weights, rows and threads, and
+measures there also what one plain forward+backward pass over the same rows takes, at its best batch size. A run
+of some contenders or models renews their entries in the results and leaves the others.
+
+    python benchmarks/speed.py [--threads 2] [--models mlp cnn transformer] [--only whence-ekfac …] [--tiny]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import gates
+import peers
+import support
+import tables
+import workloads
+from measure import REFERENCE
+
+MEASURE = Path(__file__).with_name("measure.py")
+
+
+def main() -> None:
+    """Prepare the models, start the contenders one after the other, compare."""
+    arguments = parse()
+    name = f"speed-{arguments.threads}-thread{'s' if arguments.threads > 1 else ''}"
+    results = support.results_folder(arguments)
+    known = (results and support.read_json(results / f"{name}.json")) or {}
+    figures = known.get("figures", {"models": {}, "contenders": {}})
+    settings = {key: getattr(arguments, key) for key in ("threads", "limit", "repeats", "least", "steady", "tiny")}
+    report = support.Report(name, settings, judged=not arguments.tiny, figures=figures)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or (Path(temporary) if arguments.tiny else support.ROOT / "runs" / "speed")
+        for model in arguments.models:
+            compare(model, folder / model, figures, settings, chosen(arguments, model))
+            if results is not None:  # a later contender may be interrupted
+                support.write_json(results / f"{name}.json", report.content(arguments.threads))
+    gates.judge(report, figures["contenders"])
+    report.close(results, arguments.threads, arguments.strict)
+    tables.renew(results)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    made = support.parser(__doc__.splitlines()[0], threads=2)
+    made.add_argument("--models", nargs="+", choices=workloads.MODELS, default=list(workloads.MODELS))
+    made.add_argument("--only", nargs="+", choices=peers.CONTENDERS, default=list(peers.CONTENDERS), metavar="NAME")
+    made.add_argument("--limit", type=float, default=400, help="seconds a contender may take on a model (default 400)")
+    made.add_argument("--repeats", type=int, default=7, help="most repetitions (the median counts)")
+    made.add_argument("--least", type=int, default=3, help="least repetitions of whence; of the others it is 1")
+    made.add_argument("--steady", type=float, default=60, help="no further repetition after so many seconds of them")
+    made.add_argument("--folder", type=Path, help="where weights and scores are kept (default runs/speed)")
+    arguments = made.parse_args()
+    if arguments.tiny:
+        arguments.repeats = arguments.least = 1
+    return arguments
+
+
+def chosen(arguments: argparse.Namespace, model: str) -> list[str]:
+    """Return the contenders to run on a model; those that cannot be imported are named."""
+    names = []
+    for name in arguments.only:
+        contender = peers.CONTENDERS[name]
+        if not contender.installed:
+            print(f"{name} is left out: {contender.library} is not installed (benchmarks/requirements.txt).")
+        elif model not in contender.models:
+            print(f"{name} is left out on {model}: {contender.note or 'it does not take such layers.'}")
+        else:
+            names.append(name)
+    return names
+
+
+def compare(model: str, folder: Path, figures: dict[str, Any], settings: dict[str, Any], names: list[str]) -> None:
+    """Run contenders on one model and put their entries into the figures."""
+    weights, described = prepare(model, folder, settings["tiny"])
+    support.limit_threads(settings["threads"])
+    support.write_json(folder / "settings.json", {**settings, "model": model})
+    entries = figures["contenders"].setdefault(model, {})
+    if entries and figures["models"].get(model, {}).get("weights") != weights:
+        print(f"{model}: the weights are new; {len(entries)} earlier entries on other weights are dropped.")
+        entries.clear()
+    figures["models"][model] = {**described, "weights": weights}
+    print(f"{model}: {described}", flush=True)
+    exact = references(folder, weights)
+    for name in names:
+        print(f"running {name} …", flush=True)
+        entry = measured(name, folder, settings)
+        entry["agreement"] = agreement(peers.CONTENDERS[name], folder / f"{name}.npz", exact)
+        entry |= {"date": time.strftime("%Y-%m-%d", time.gmtime()), "limit": settings["limit"]}
+        if peers.CONTENDERS[name].ours:
+            entry["code"] = support.code_fingerprint()
+        entries[name] = entry
+        show(entry)
+    figures["contenders"][model] = {name: entries[name] for name in peers.CONTENDERS if name in entries}
+
+
+def prepare(model: str, folder: Path, tiny: bool) -> tuple[str, dict[str, Any]]:
+    """Train a model, on one thread, unless its weights are there; return their fingerprint and a description."""
+    support.limit_threads(1)
+    plan = workloads.plan(model, tiny)
+    path = folder / "weights.npz"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **{name: value.numpy() for name, value in plan.train().state_dict().items()})
+    with np.load(path) as file:
+        state = {name: torch.from_numpy(file[name]) for name in file.files}
+    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values()))
+    digest.update(b"".join(array.tobytes() for array in plan.arrays.values()))
+    return digest.hexdigest()[:12], plan.workload(model, state).description
+
+
+def references(folder: Path, weights: str) -> dict[str, np.ndarray]:
+    """Return the exact scores of these weights by this code, computed once."""
+    path, key = folder / f"{REFERENCE}.npz", f"{weights} {support.code_fingerprint()}"
+    marker = folder / "reference.txt"
+    if not path.is_file() or not marker.is_file() or marker.read_text("ascii") != key:
+        subprocess.run([sys.executable, MEASURE, REFERENCE, folder], check=True)
+        marker.write_text(key, "ascii")
+    with np.load(path) as file:
+        return dict(file)
+
+
+def measured(name: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Run one contender and return its entry; if its process dies, an entry that says so."""
+    target = folder / f"{name}.json"
+    target.unlink(missing_ok=True)
+    (folder / f"{name}.npz").unlink(missing_ok=True)
+    begun = time.perf_counter()
+    ours = peers.CONTENDERS[name].ours
+    warnings = [] if ours else ["-W", "ignore"]  # theirs are not ours to mend
+    patience = None if ours else 2 * settings["limit"] + 120  # its own alarm comes first, unless one call is that long
+    try:
+        done = subprocess.run([sys.executable, *warnings, MEASURE, name, folder], check=ours, timeout=patience)
+        outcome = f"process ended with {done.returncode}"
+    except subprocess.TimeoutExpired:
+        outcome = "time limit"
+    entry: dict[str, Any] | None = support.read_json(target)
+    if entry is None:
+        seconds = time.perf_counter() - begun
+        lost = {"step": "fit", "seconds": seconds} if outcome == "time limit" else None
+        entry = {"seconds": {}, "repeats": 0, "memory_mb": None}
+        entry |= {"stopped": lost} if lost else {"failed": {"step": "", "error": outcome}}
+    return entry
+
+
+def agreement(contender: peers.Contender, path: Path, exact: dict[str, np.ndarray]) -> dict[str, float]:
+    """Correlate scores with the exact ones: pairwise the median over queries, self-scores over rows.
+
+    "exact" is the whole eigen-grid and "low" the same at a damping of 1e-8, on the contender's own layers (for
+    the last layer alone: on all); "dot" are gradient dot products on its own layers.
+    """
+    if not path.is_file():
+        return {}
+    with np.load(path) as file:
+        scores = dict(file)
+    layers = contender.layers if f"{contender.layers}/dot/self" in exact else "all"
+    found = {}
+    for what in ("exact", "low", "dot"):
+        held = "all" if layers == "last" and what != "dot" else layers
+        for step, values in scores.items():
+            truth = exact[f"{held}/{what}/{step}"]
+            rows = zip(np.atleast_2d(values), np.atleast_2d(truth), strict=True)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found[f"{what}/{step}"] = float(np.median([np.corrcoef(a, b)[0, 1] for a, b in rows]))
+    return found
+
+
+def show(entry: dict[str, Any]) -> None:
+    """Print one contender's line."""
+    parts = [f"{step} {seconds:.3f} s" for step, seconds in entry["seconds"].items()]
+    if "pass" in entry:
+        plain = entry["pass"]["seconds"]
+        passes = " / ".join(f"{seconds / plain:.2f}" for seconds in entry["seconds"].values())
+        parts.append(f"{passes} passes of {plain:.3f} s (batch {entry['pass']['batch']})")
+    if entry["memory_mb"] is not None:
+        parts.append(f"{entry['memory_mb']:.0f} MB added")
+    if stopped := entry.get("stopped"):
+        parts.append(f"stopped after {stopped['seconds']:.0f} s of {stopped['step']}")
+    if failed := entry.get("failed"):
+        parts.append(f"failed in {failed['step']}: {failed['error']}")
+    parts += [f"r {name} {value:.4f}" for name, value in entry["agreement"].items()]
+    print("  " + "; ".join(parts), flush=True)
+
+
+if __name__ == "__main__":
+    main()
