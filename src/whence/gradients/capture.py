@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from whence.errors import ConfigError, NumericalError
-from whence.gradients.factors import Factor, Gradients, Lookup, Matrix, Outer
-from whence.gradients.layers import Layer
+from whence.gradients.factors import Factor, Gradients, Matrix
+from whence.gradients.layers.base import Call, Make, Slot, Source
+from whence.gradients.layers.shared import Layer
 
-__all__ = ["Tape", "record"]
+__all__ = ["Tape", "plainly", "record"]
 
 
 class _Attach(torch.autograd.Function):
@@ -30,17 +32,43 @@ class _Attach(torch.autograd.Function):
         return gradients[0], None
 
 
+@dataclass(eq=False)
+class _Mark:
+    """One place where a slot's gradient is read."""
+
+    slot: Slot
+    make: Make
+    delta: Tensor | None = None
+
+    def keep(self, gradient: Tensor) -> None:
+        """Keep the gradient of a backward pass."""
+        self.delta = gradient.detach()
+
+
 class Tape:
     """What one forward pass left behind: every layer's inputs, and hooks on every layer's outputs."""
 
     def __init__(self, layers: tuple[Layer, ...]) -> None:
         self.layers = layers
         self.root = torch.zeros((), requires_grad=True)
-        self.captured: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
-        self.deltas: dict[str, list[Tensor | None]] = {layer.name: [] for layer in layers}
+        self.marks: dict[int, list[_Mark]] = {id(slot): [] for layer in layers for _, slot in layer.uses}
+        self.coarsest = torch.float64
+
+    def tap(self, slot: Slot, output: Tensor, make: Make) -> Tensor:
+        """Return an output tied to this tape, if the slot is attributed and gradients are taken at all."""
+        marks = self.marks.get(id(slot))
+        if marks is None or not torch.is_grad_enabled():
+            return output
+        mark = _Mark(slot, make)
+        marks.append(mark)
+        if output.dtype.itemsize < self.coarsest.itemsize:
+            self.coarsest = output.dtype
+        attached: Tensor = _Attach.apply(output, self.root)  # type: ignore[no-untyped-call]
+        attached.register_hook(mark.keep)
+        return attached
 
     def gradients(self, values: Tensor, seeds: Tensor | None = None, *, keep: bool = False) -> Gradients:
-        """Return the gradients of every example, factored.
+        """Return the gradients of every example, factored, in the layers that are hooked.
 
         Args:
             values: Per-example scalars [B] (their sum is differentiated), or outputs with ``seeds``.
@@ -51,27 +79,50 @@ class Tape:
             NumericalError: A gradient is not finite; the message names the layer.
             ConfigError: The values do not depend on a layer.
         """
+        hooked = [layer for layer in self.layers if layer.uses]
+        if not hooked:
+            return Gradients({})
         if not values.requires_grad:
             raise ConfigError(
                 "the loss must depend on the attributed layers, got values without a gradient. Use the model that the "
                 "loss is given and do not detach."
             )
-        for name in self.deltas:
-            self.deltas[name] = [None] * len(self.captured[name])
+        for marks in self.marks.values():
+            for mark in marks:
+                mark.delta = None
         with torch.enable_grad():
             total = values.sum() if seeds is None else (values * seeds).sum()
         torch.autograd.grad(total, self.root, retain_graph=keep, allow_unused=True)
-        layers: dict[str, Factor] = {}
-        for layer in self.layers:
-            calls = zip(self.captured[layer.name], self.deltas[layer.name], strict=True)
-            parts = [layer.factor(a, d) for a, d in calls if d is not None]
-            if not parts:
+        with torch.no_grad():
+            return Gradients({layer.name: self._factor(layer, len(values)) for layer in hooked})
+
+    def _factor(self, layer: Layer, batch: int) -> Factor:
+        """Return the checked factor of one layer."""
+        parts = []
+        for _, slot in layer.uses:
+            for mark in self.marks[id(slot)]:
+                if mark.delta is not None:
+                    parts.append((slot, mark.make(mark.delta.to(slot.dtype))))
+                    mark.delta = None
+        if not parts:
+            raise ConfigError(
+                f"layer {layer.name!r} must take part in the loss of every batch, but the loss does not depend on "
+                "it. Leave it out with layers=."
+            )
+        for _, part in parts:
+            if len(part) < batch or len(part) % batch:
                 raise ConfigError(
-                    f"layer {layer.name!r} must take part in the loss of every batch, but the loss does not depend on "
-                    "it. Leave it out with layers=."
+                    f"layer {layer.name!r} must see the same number of rows for every one of {batch} examples, got "
+                    f"{len(part)} rows. Let the batch be the first dimension, or leave the layer out with layers=."
                 )
-            layers[layer.name] = _merge(layer.name, parts, len(values))
-        return Gradients(layers)
+        factor = layer.combine(parts, batch)
+        checked = factor.m if isinstance(factor, Matrix) else factor.d
+        if not (torch.isfinite(checked.sum()) or torch.isfinite(checked).all()):  # a finite sum is a fast witness
+            raise NumericalError(
+                f"gradients of layer {layer.name!r} must be finite, got NaN or infinity. "
+                "Check the inputs for NaN and the loss for overflow."
+            )
+        return factor
 
 
 @contextmanager
@@ -81,70 +132,46 @@ def record(model: nn.Module, layers: tuple[Layer, ...]) -> Iterator[Tape]:
     Parameters need no gradient and get none. The model is in whichever mode the caller put it.
     """
     tape = Tape(layers)
-    tape.root = tape.root.to(next(model.parameters()).device)
+    tape.root = torch.zeros((), device=next(model.parameters()).device, requires_grad=True)
+    sources = {id(source): source for layer in layers for source, _ in layer.uses}
+    with ExitStack() as stack:
+        stack.enter_context(plainly(model))
+        for source in sources.values():
+            before, after = _hooks(source, tape)
+            stack.callback(source.module.register_forward_pre_hook(before).remove)
+            stack.callback(source.module.register_forward_hook(after, with_kwargs=True).remove)
+        stack.enter_context(torch.enable_grad())
+        yield tape
 
-    def hook_for(layer: Layer) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            if len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+
+@contextmanager
+def plainly(model: nn.Module) -> Iterator[None]:
+    """Run every module's own Python forward in a block: no compiled graphs, no fused transformer layers."""
+    compiled = any(
+        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+    fused = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        if compiled:
+            if not hasattr(torch.compiler, "set_stance"):
                 raise ConfigError(
-                    f"layer {layer.name!r} must be called with one tensor, got {len(args)} arguments. "
-                    "Leave it out with layers=."
+                    f"a compiled model must be used with torch 2.6 or later, got {torch.__version__}. "
+                    "Pass the model that was compiled, model._orig_mod."
                 )
-            calls = tape.deltas[layer.name]
-            position = len(calls)
-            with torch.no_grad():
-                tape.captured[layer.name].append(layer.capture(args[0].detach()))
-            calls.append(None)
-            attached: Tensor = _Attach.apply(output, tape.root)  # type: ignore[no-untyped-call]
-
-            def keep(gradient: Tensor) -> None:
-                tape.deltas[layer.name][position] = gradient.detach()
-
-            attached.register_hook(keep)
-            return attached
-
-        return hook
-
-    handles = [layer.module.register_forward_hook(hook_for(layer)) for layer in layers]
-    try:
-        with torch.enable_grad():
-            yield tape
-    finally:
-        for handle in handles:
-            handle.remove()
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
 
 
-def _merge(name: str, parts: list[Factor], batch: int) -> Factor:
-    """Join the factors of several calls of one module and check them."""
-    for part in parts:
-        if len(part) != batch:
-            raise ConfigError(
-                f"layer {name!r} must see one row an example ({batch}), got {len(part)}: the model folds the batch "
-                "dimension. Reshape inside the layer instead, or leave it out with layers=."
-            )
-    first = parts[0]
-    merged: Factor = first
-    if len(parts) > 1 and isinstance(first, Outer):
-        outers = [part for part in parts if isinstance(part, Outer)]
-        merged = Outer(torch.cat([p.d for p in outers], 1), torch.cat([p.a for p in outers], 1))
-    elif len(parts) > 1 and isinstance(first, Matrix):
-        merged = Matrix(torch.stack([part.matrix() for part in parts]).sum(0))
-    elif len(parts) > 1 and isinstance(first, Lookup):
-        lookups = [part for part in parts if isinstance(part, Lookup)]
-        merged = _merge_lookups(lookups)
-    checked = merged.m if isinstance(merged, Matrix) else merged.d
-    if not (torch.isfinite(checked.sum()) or torch.isfinite(checked).all()):  # a finite sum is a fast witness
-        raise NumericalError(
-            f"gradients of layer {name!r} must be finite, got NaN or infinity. "
-            "Check the inputs for NaN and the loss for overflow."
-        )
-    return merged
+def _hooks(source: Source, tape: Tape) -> tuple[Any, Any]:
+    """Return a module's hooks, before and after its forward."""
 
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        source.before()
 
-def _merge_lookups(parts: list[Lookup]) -> Lookup:
-    """Join several calls of an embedding so that no index stands twice in one example."""
-    d = torch.cat([part.d for part in parts], 1)
-    index = torch.cat([part.index for part in parts], 1)
-    same = index[:, :, None] == index[:, None, :]
-    first = ~same.tril(-1).any(2)
-    return Lookup((same.to(d.dtype) @ d) * first[:, :, None], index, parts[0].width)
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return source.call(Call(source.name, args, kwargs, output), tape.tap)
+
+    return before, after

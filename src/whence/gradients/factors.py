@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Factor", "Gradients", "Lookup", "Matrix", "Outer", "concatenate", "squared_norm"]
+__all__ = ["Factor", "Gradients", "Lookup", "Matrix", "Outer", "concatenate", "fold", "lookup", "squared_norm"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,18 @@ class Outer:
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to store, by field."""
         return {"d": self.d, "a": self.a}
+
+    @property
+    def active(self) -> Tensor:
+        """Which positions take part in the loss: d is not exactly zero [B, T]. Padding does not."""
+        return (self.d != 0).any(2)
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Return d [n, O] and a [n, I] of the active positions of all examples; no copy where all are active."""
+        active = self.active
+        if active.all():
+            return self.d.flatten(0, 1), self.a.flatten(0, 1)
+        return self.d[active], self.a[active]
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +215,30 @@ def concatenate(parts: Iterable[Gradients]) -> Gradients:
             type(first)(*joined.values())
         )
     return Gradients(layers)
+
+
+def lookup(d: Tensor, index: Tensor, width: int) -> Lookup:
+    """Return Σ_t d_t e_{index_t}ᵀ with what stands at equal indices of one example summed at the first of them."""
+    if index.shape[1] == 1:
+        return Lookup(d, index, width)
+    same = index[:, :, None] == index[:, None, :]  # [B, T, T]
+    first = ~same.tril(-1).any(2)
+    return Lookup((same.to(d.dtype) @ d) * first[:, :, None], index, width)
+
+
+def fold(factor: Factor, batch: int) -> Factor:
+    """Return a factor of B·k rows as one of B examples, k consecutive rows each: a model that folds its batch.
+
+    What cannot be folded is returned as it is.
+    """
+    rows = len(factor)
+    if rows == batch or rows == 0 or rows % batch:
+        return factor
+    if isinstance(factor, Matrix):
+        return Matrix(factor.m.reshape(batch, rows // batch, *factor.m.shape[1:]).sum(1))
+    if isinstance(factor, Lookup):
+        return lookup(factor.d.reshape(batch, -1, factor.d.shape[2]), factor.index.reshape(batch, -1), factor.width)
+    return Outer(factor.d.reshape(batch, -1, factor.d.shape[2]), factor.a.reshape(batch, -1, factor.a.shape[2]))
 
 
 def squared_norm(factor: Factor) -> Tensor:

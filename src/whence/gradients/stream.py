@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from whence.data import Batch, Examples, uniform
 from whence.errors import ConfigError, NumericalError
-from whence.gradients.capture import Tape, record
+from whence.gradients.capture import Tape, plainly, record
 from whence.gradients.factors import Gradients, Matrix
-from whence.gradients.layers import Coverage, Layer
+from whence.gradients.layers import Coverage, Layer, fallback_gradients
 from whence.tasks import Task
 
 __all__ = [
@@ -51,12 +51,21 @@ class Chunk:
 
     def training(self, *, keep: bool = False) -> Gradients:
         """Return the gradients of the training loss."""
-        return self.tape.gradients(self.losses, keep=keep)
+        return self._complete(self.tape.gradients(self.losses, keep=keep), None)
 
     def seeded(self, seeds: Tensor, *, keep: bool = True) -> Gradients:
         """Return the gradients of the outputs contracted with ``seeds`` [B, ...]."""
         assert self.outputs is not None
-        return self.tape.gradients(self.outputs, seeds, keep=keep)
+        return self._complete(self.tape.gradients(self.outputs, seeds, keep=keep), seeds)
+
+    def _complete(self, hooked: Gradients, seeds: Tensor | None) -> Gradients:
+        """Return the gradients of all layers in order, those without a factored form by another pass."""
+        rest = [layer for layer in self.tape.layers if not layer.uses]
+        if not rest:
+            return hooked
+        with plainly(self.task.model):
+            others = fallback_gradients(self.task, self.batch, rest, self.outputs, seeds)
+        return Gradients({layer.name: {**hooked.layers, **others}[layer.name] for layer in self.tape.layers})
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,18 +182,29 @@ class _Measured(nn.Module):
         self.task = task
 
     def forward(self, what: str, batch: Batch | None) -> Tensor:
-        """Evaluate a loss, a measurement, or a measurement of the model alone."""
+        """Evaluate the outputs, a loss, a measurement, or a measurement of the model alone."""
         if batch is None:
             return self.task.measure_model()
+        if what == "outputs":
+            return self.task.forward(batch)
         return self.task.losses(batch) if what == "loss" else self.task.measurements(batch)
 
 
-def parameter_gradients(task: Task, what: Literal["loss", "measurement"], batch: Batch | None) -> dict[str, Tensor]:
-    """Return the gradient of one summed value in every parameter, by plain autograd on copies."""
+def parameter_gradients(
+    task: Task,
+    what: Literal["loss", "measurement", "outputs"],
+    batch: Batch | None,
+    seeds: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return the gradient of one summed value in every parameter, by plain autograd on copies.
+
+    ``seeds`` [B, ...] are what "outputs" are contracted with.
+    """
     copies = {name: p.detach().clone().requires_grad_() for name, p in task.model.named_parameters()}
     replaced = {f"model.{name}": p for name, p in copies.items()}
-    with task.evaluating(), torch.enable_grad():
+    with task.evaluating(), plainly(task.model), torch.enable_grad():
         value = torch.func.functional_call(_Measured(task), replaced, (what, batch))
+        value = value if seeds is None else value * seeds
     gradients: Sequence[Tensor | None] = [None] * len(copies)
     if value.requires_grad:
         gradients = torch.autograd.grad(value.sum(), list(copies.values()), allow_unused=True)
@@ -193,10 +213,14 @@ def parameter_gradients(task: Task, what: Literal["loss", "measurement"], batch:
             f"{what} must depend on the parameters of the model it is called with, got a value that does not. "
             "Use the model it is given and do not detach."
         )
-    return {
-        name: torch.zeros_like(p) if g is None else g
-        for (name, p), g in zip(copies.items(), gradients, strict=True)
-    }
+    return {name: _dense(g, p) for (name, p), g in zip(copies.items(), gradients, strict=True)}
+
+
+def _dense(gradient: Tensor | None, parameter: Tensor) -> Tensor:
+    """Return a gradient as an ordinary tensor; None is zero, embeddings may give sparse ones."""
+    if gradient is None:
+        return torch.zeros_like(parameter)
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def dense_query_gradients(task: Task, layers: tuple[Layer, ...], batch: Batch | None) -> Gradients:
@@ -212,30 +236,65 @@ def dense_query_gradients(task: Task, layers: tuple[Layer, ...], batch: Batch | 
 def check_capture(task: Task, coverage: Coverage, examples: Examples) -> None:
     """Compare two examples' captured gradients with plain autograd.
 
+    Compared are the gradients of the training loss and, because those of a model that fits its data may vanish, of the
+    model's outputs contracted with random numbers.
+
     Raises:
-        ConfigError: They differ; the message names the layer (a weight used outside its module, say).
+        ConfigError: They differ; the message names the layers (a weight used outside its module, say).
     """
     rows = np.unique([0, len(examples) - 1])
     stream = GradientStream(task, coverage.layers, examples, len(rows))
     chunk = stream.run(examples.batch(rows), rows)
-    captured = chunk.training()
-    for position in range(len(rows)):
-        truth = parameter_gradients(task, "loss", chunk.batch.row(position))
-        for layer in coverage.layers:
-            matrix = captured.layers[layer.name].rows(slice(position, position + 1)).matrix()[0]
-            for name, ours in layer.split(matrix).items():
-                _compare(layer, ours, truth[name])
+    singles = [chunk.batch.row(position) for position in range(len(rows))]
+    tolerance = _tolerance(chunk)
+    _compare(coverage, chunk.training(keep=True), [parameter_gradients(task, "loss", one) for one in singles], tolerance)
+    probe = chunk if chunk.outputs is not None else _outputs_of_model(stream, chunk)
+    if probe is None or probe.outputs is None:
+        return
+    generator = torch.Generator().manual_seed(0)
+    seeds = torch.randn(probe.outputs.shape, generator=generator, dtype=torch.float64).to(probe.outputs)
+    truth = [parameter_gradients(task, "outputs", one, seeds[i : i + 1]) for i, one in enumerate(singles)]
+    _compare(coverage, probe.seeded(seeds, keep=False), truth, tolerance)
 
 
-def _compare(layer: Layer, ours: Tensor, truth: Tensor) -> None:
-    """Raise if a captured gradient differs from the true one by more than rounding."""
-    tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(truth.dtype, 5e-2)
-    error = (ours - truth).norm()
-    if not error <= tolerance * truth.norm() + tolerance * 1e-3:
+def _outputs_of_model(stream: GradientStream, chunk: Chunk) -> Chunk | None:
+    """Return a chunk with what the model gives for the inputs; None if that is nothing that all layers take part in.
+
+    A loss that is a callable may call the model in a way of its own.
+    """
+    with stream.task.evaluating(), record(stream.task.model, stream.layers) as tape:
+        try:
+            outputs = stream.task.forward(chunk.batch)
+            made = replace(chunk, tape=tape, outputs=outputs)
+            made.seeded(torch.ones_like(outputs))
+        except Exception:  # a user's model may raise anything when it is called in another way than the loss does
+            return None
+    return made if len(outputs) == len(chunk.batch) else None
+
+
+def _tolerance(chunk: Chunk) -> float:
+    """Return the relative error that rounding explains, by the coarsest type that was computed in."""
+    types = (chunk.tape.coarsest, chunk.losses.dtype, chunk.task.dtype)
+    return max({torch.float64: 1e-8, torch.float32: 1e-3}.get(dtype, 5e-2) for dtype in types)
+
+
+def _compare(coverage: Coverage, captured: Gradients, truth: Sequence[dict[str, Tensor]], tolerance: float) -> None:
+    """Raise if captured gradients differ from the true ones by more than rounding."""
+    wrong: dict[str, float] = {}
+    largest = max(float(gradient.abs().max()) for one in truth for gradient in one.values() if gradient.numel())
+    for layer in coverage.layers:
+        for position, true in enumerate(truth):
+            ours = captured.layers[layer.name].rows(slice(position, position + 1)).matrix()[0].double()
+            theirs = layer.join(true).double()
+            error, size = float((ours - theirs).norm()), float(theirs.norm())
+            if not error <= tolerance * size + tolerance * 1e-3 * largest * theirs.numel() ** 0.5:
+                wrong[layer.name] = max(wrong.get(layer.name, 0.0), error / max(size, 1e-300))
+    if wrong:
+        name, error = next(iter(wrong.items()))
+        others = f" (also of {list(wrong)[1:6]})" if len(wrong) > 1 else ""
         raise ConfigError(
-            f"captured gradients of layer {layer.name!r} must equal autograd's, got a relative error of "
-            f"{float(error / truth.norm().clamp(min=1e-30)):.2g}. Its weight is used outside the module, shared, or "
-            "examples of a batch interact; leave it out with layers=."
+            f"captured gradients of layer {name!r}{others} must equal autograd's, got a relative error of {error:.2g}. "
+            "Its weight is used outside the module or examples of a batch interact; leave it out with layers=."
         )
 
 
