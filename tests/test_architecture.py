@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "curvature": {"gradients", "tasks", "data"},
     "features": {"data"},
     "scores": {"data"},
-    "methods": CORE - {"methods"},
+    "methods": (CORE - {"methods"}) | {"index"},
     "index": {"features", "scores", "data"},
     "pipeline": CORE | {"engines", "index"},
     "uses": {"scores", "data", "tasks", "gradients", "curvature"},

@@ -1,4 +1,4 @@
-"""Features of examples on disk: tensors in shards with a manifest that says what they belong to."""
+"""Folders on disk: a manifest that says what they belong to, tensors, ids; written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,17 +19,19 @@ from whence.errors import RunFormatError
 
 __all__ = [
     "FORMAT",
+    "MANIFEST",
     "check_target",
-    "ids_from_json",
-    "ids_to_json",
+    "ids_from_tensors",
+    "ids_to_tensors",
     "read_manifest",
+    "read_metadata",
     "read_tensors",
     "staged",
     "write_manifest",
     "write_tensors",
 ]
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -89,9 +92,11 @@ class staged:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write ``manifest.json``; it comes last, so that a folder without it is known to be incomplete."""
+    """Write ``manifest.json`` in one step: whoever reads it sees the old one or the new one."""
     text = json.dumps({"format": FORMAT, **manifest}, indent=1, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    partial = folder / f"{MANIFEST}.partial"
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
 
 
 def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
@@ -108,7 +113,7 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
         )
     try:
         manifest: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFormatError(f"{path} must be readable JSON, got: {error}. Run it again.") from error
     entries: dict[str, Any] = manifest if isinstance(manifest, dict) else {}
     found = entries.get("format"), entries.get("kind")
@@ -117,14 +122,15 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     return entries
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as safetensors.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write named tensors as safetensors, with JSON-able metadata; equal contents give equal bytes.
 
     Raises:
         OSError: The disk refuses the write.
     """
+    text = None if metadata is None else {"whence": json.dumps(metadata, sort_keys=True, allow_nan=False)}
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, text)
     except SafetensorError as error:  # its own error, also where the disk is full
         raise OSError(str(error)) from error
 
@@ -142,12 +148,40 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise RunFormatError(f"{path} must be a complete safetensors file, got: {error}. Run it again.") from error
 
 
-def ids_to_json(ids: np.ndarray) -> dict[str, Any]:
-    """Return ids as JSON that remembers whether they are integers."""
-    integer = bool(np.issubdtype(ids.dtype, np.integer))
-    return {"integer": integer, "values": ids.tolist()}
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata that `write_tensors` was given.
+
+    Raises:
+        RunFormatError: The file is missing or damaged, or holds none.
+    """
+    try:
+        with safe_open(path, framework="pt") as stored:
+            found: Any = json.loads((stored.metadata() or {})["whence"])
+    except Exception as error:
+        raise RunFormatError(f"{path} must be a complete shard, got: {error!r}. Run it again.") from error
+    return found if isinstance(found, dict) else {}
 
 
-def ids_from_json(stored: Mapping[str, Any]) -> np.ndarray:
-    """Restore what `ids_to_json` returned."""
-    return np.array(stored["values"], dtype=np.int64 if stored["integer"] else str)
+def ids_to_tensors(ids: np.ndarray) -> dict[str, Tensor]:
+    """Return ids as tensors: integers as they are, strings as UTF-8 bytes with the position where each ends."""
+    if np.issubdtype(ids.dtype, np.integer):
+        return {"ids": torch.from_numpy(ids.astype(np.int64))}
+    encoded = [str(id_).encode("utf-8", "surrogatepass") for id_ in ids.tolist()]
+    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    joined = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
+    return {"id_bytes": torch.from_numpy(joined), "id_ends": torch.from_numpy(ends)}
+
+
+def ids_from_tensors(stored: Mapping[str, Tensor], rows: np.ndarray | None = None) -> np.ndarray:
+    """Restore what `ids_to_tensors` returned, or only the ids at positions ``rows``.
+
+    Raises:
+        KeyError, ValueError: The tensors are something else.
+    """
+    if "ids" in stored:
+        whole: np.ndarray = stored["ids"].numpy()
+        return whole.copy() if rows is None else whole[rows]
+    ends, text = stored["id_ends"].numpy(), stored["id_bytes"].numpy()
+    starts = np.concatenate([[0], ends[:-1]])
+    wanted = range(len(ends)) if rows is None else rows.tolist()
+    return np.array([text[starts[i] : ends[i]].tobytes().decode("utf-8", "surrogatepass") for i in wanted], dtype=str)

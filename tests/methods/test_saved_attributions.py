@@ -21,7 +21,8 @@ def case() -> zoo.Case:
 
 
 @pytest.fixture
-def run(case: zoo.Case, tmp_path: Path) -> Path:
+def run(case: zoo.Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("whence.methods.saved.SHARD_BYTES", 1)  # a shard a chunk
     attribution = wh.Influence(batch_size=5).fit(wh.Task(case.model, weight_decay=0.1), case.train)
     attribution.save(tmp_path / "run")
     return tmp_path / "run"
@@ -37,7 +38,7 @@ def test_nothing_is_pickled(run: Path) -> None:
 
 
 def test_other_weights(run: Path, case: zoo.Case) -> None:
-    stored = json.loads((run / "manifest.json").read_text())["weights"][:12]
+    stored = json.loads((run / "manifest.json").read_text())["identity"]["weights"][:12]
     other = zoo.make("text", count=COUNT, seed=1)
     found = wh.Task(other.model).weights_fingerprint()[:12]
     with pytest.raises(wh.RunFormatError, match=f"weights must be those of.*{stored}.*got {found}"):
@@ -54,7 +55,7 @@ def test_another_model(run: Path) -> None:
 
 
 def test_other_data(run: Path, case: zoo.Case) -> None:
-    stored = json.loads((run / "manifest.json").read_text())["data"][:12]
+    stored = json.loads((run / "manifest.json").read_text())["identity"]["data"][:12]
     changed = case.inputs.clone()
     changed[3, 1] = (changed[3, 1] + 1) % 9
     relabelled = case.targets.clone()
@@ -87,8 +88,8 @@ def test_a_folder_without_a_run(tmp_path: Path, case: zoo.Case) -> None:
 
 
 DAMAGED = [
-    "", "{", "[]", "null", "\x00\xff", '{"format": 1}', '{"format": 99, "kind": "influence"}',
-    '{"format": 1, "kind": "influence"}', '{"format": 1, "kind": "audit"}',
+    "", "{", "[]", "null", "\x00\xff", "[" * 100_000, '{"format": 2}', '{"format": 99, "kind": "index"}',
+    '{"format": 2, "kind": "index"}', '{"format": 2, "kind": "audit"}', '{"format": 1, "kind": "influence"}',
 ]  # fmt: skip
 
 
@@ -99,13 +100,21 @@ def test_a_damaged_manifest(run: Path, case: zoo.Case, content: str) -> None:
         wh.load(run, task_of(case))
 
 
-@pytest.mark.parametrize("key", ["dtype", "layers", "preconditioner", "shards", "widths", "ids", "config"])
-@pytest.mark.parametrize("value", [None, "nonsense", 7])
-def test_a_manifest_with_a_wrong_entry(run: Path, case: zoo.Case, key: str, value: object) -> None:
+WRONG = [
+    *((key,) for key in ("dtype", "layers", "shards", "parts", "identity", "extra", "error")),
+    *(("identity", key) for key in ("method", "computed_in", "layers", "chunk", "examples", "weight_decay")),
+    ("extra", "preconditioner"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("keys", WRONG, ids=".".join)
+@pytest.mark.parametrize("value", [None, "nonsense", -7])
+def test_a_manifest_with_a_wrong_entry(run: Path, case: zoo.Case, keys: tuple[str, ...], value: object) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
-    manifest[key] = value
+    holder = manifest if len(keys) == 1 else manifest[keys[0]]
+    holder[keys[-1]] = value
     (run / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(wh.RunFormatError, match="manifest"):
+    with pytest.raises(wh.RunFormatError, match=r"manifest|(weight_decay|layers) must be"):
         wh.load(run, task_of(case))
 
 
@@ -147,7 +156,7 @@ def test_an_interrupted_save_leaves_the_earlier_run(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("whence.methods.saved.write_manifest", full)
+    monkeypatch.setattr("whence.index.manifest.write_manifest", full)
     with pytest.raises(wh.RunFormatError, match="No space left on device"):
         attribution.save(run)
     with pytest.raises(wh.RunFormatError, match="No space left on device"):

@@ -13,6 +13,7 @@ from whence.audit.job import Audit
 from whence.data import LabelledData, ReadOptions, read
 from whence.errors import RunFormatError
 from whence.features import read_manifest, read_tensors, staged, write_manifest, write_tensors
+from whence.index import open_index
 from whence.methods import InfluenceAttribution, load
 from whence.methods.saved import write_attribution
 from whence.report import render
@@ -160,6 +161,6 @@ def reload_task(run: Run, data: LabelledData) -> tuple[Task, Any, InfluenceAttri
     except RuntimeError as error:
         cause = " ".join(str(error).split())[:200]
         raise RunFormatError(f"weights of run {str(run.folder)!r} must fit its network, got: {cause}.") from error
-    manifest = read_manifest(run.folder / "attribution", "influence")
-    task = Task(network.eval(), "cross_entropy", weight_decay=manifest["weight_decay"])
+    identity = open_index(run.folder / "attribution").manifest.identity
+    task = Task(network.eval(), "cross_entropy", weight_decay=identity["weight_decay"])
     return task, preparation, load(run.folder / "attribution", task)

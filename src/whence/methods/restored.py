@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from whence.curvature import Preconditioner, block_from_state, exact_from_state
+from whence.curvature import Preconditioner, preconditioner_from_state
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError, RunFormatError
-from whence.features import ids_from_json, read_manifest, read_tensors
-from whence.gradients import Factor, Gradients, GradientStream, Lookup, Matrix, Outer, find_layers
+from whence.features import read_tensors
+from whence.gradients import Coverage, Gradients, GradientStream, find_layers
+from whence.index import Index, open_index
 from whence.methods.influence import Influence, InfluenceAttribution
-from whence.methods.saved import CURVATURE, KIND, loss_name, shard_name
+from whence.methods.packed import unpack
+from whence.methods.saved import CURVATURE, METHOD, loss_name
 from whence.tasks import Task
 
 __all__ = ["load"]
@@ -46,7 +49,8 @@ def load(folder: str | Path, task: Task, train: Any = None) -> InfluenceAttribut
         torch.Size([20, 20])
     """
     folder = Path(folder)
-    stored = _parse(folder)
+    index = open_index(folder)
+    stored = _parse(index)
     task = task.in_dtype(stored.dtype)
     _match("weights", stored.weights, task.weights_fingerprint(), folder)
     for name, expected, found in (
@@ -55,34 +59,83 @@ def load(folder: str | Path, task: Task, train: Any = None) -> InfluenceAttribut
     ):
         if expected != found:
             raise RunFormatError(f"{name} must be that of run {str(folder)!r} ({expected}), got {found}.")
-    coverage = find_layers(task.model, [re.escape(name) for name in stored.widths])
-    names = [layer.name for layer in coverage.layers]
-    if names != list(stored.widths):
-        raise RunFormatError(
-            f"layers must be those of run {str(folder)!r} ({list(stored.widths)}), got {names}. "
-            "Freeze the same parameters as when it was fitted."
-        )
-    preconditioner = _restore(folder / CURVATURE, stored.preconditioner, task.device)
+    coverage = _coverage(task, stored.layers, folder)
+    with_features = bool(index.manifest.layers)
     if train is None:
-        if not stored.shards:
+        if not with_features:
             raise ConfigError(f"run {str(folder)!r} holds no training factors (too large). Pass load(..., train=...).")
-        examples = Examples(ids=stored.ids, fetch=_absent)
+        examples = Examples(ids=index.stored_ids[: stored.count], fetch=_absent)
     else:
         examples = as_examples(train)
         _match("data", stored.data, examples.fingerprint, folder)
-    shards = [
-        (span, _read_shard(folder / shard_name(number), stored.widths, span.stop - span.start, task.device))
-        for number, span in enumerate(stored.shards)
-    ]
+    stream = GradientStream(task, coverage.layers, examples, stored.chunk)
+    preconditioner = _restore(folder / CURVATURE, stored.preconditioner, stream)
+    features = StoredGradients(index, stored.count, stored.chunk, task) if with_features else None
     return InfluenceAttribution(
         config=Influence(seed=stored.seed, batch_size=stored.chunk, dtype=stored.dtype),
         task=task,
         coverage=coverage,
         preconditioner=preconditioner,
         examples=examples,
-        stream=GradientStream(task, coverage.layers, examples, stored.chunk),
-        stored=shards or None,
+        stream=stream,
+        stored=features,
     )
+
+
+def _coverage(task: Task, names: list[str], folder: Path) -> Coverage:
+    """Return the layers of a run in the task's model."""
+    found: list[str] | str
+    try:
+        coverage = find_layers(task.model, [re.escape(name) for name in names])
+        found = [layer.name for layer in coverage.layers]
+    except ConfigError as error:
+        found = str(error)
+    if found != names:
+        raise RunFormatError(
+            f"layers must be those of run {str(folder)!r} ({names}), got {found}. "
+            "Freeze the same parameters as when it was fitted."
+        )
+    return coverage
+
+
+class StoredGradients(Sequence[tuple[slice, Gradients]]):
+    """The training gradients of a saved attribution, read chunk by chunk whenever they are asked for.
+
+    Args:
+        index: Where they are stored.
+        count: Examples of the fit; what was appended to the index later is left out.
+        chunk: Examples a chunk.
+        task: Says on which device and in which type they are wanted.
+
+    Raises:
+        RunFormatError: A shard is missing, damaged or another one.
+    """
+
+    def __init__(self, index: Index, count: int, chunk: int, task: Task) -> None:
+        self._index, self._task = index, task
+        self._spans = [
+            (number, slice(row, min(row + chunk, shard.start + shard.count)))
+            for number, shard in enumerate(index.shards())
+            for row in range(shard.start, shard.start + shard.count, chunk)
+            if shard.start < count
+        ]
+
+    def __len__(self) -> int:
+        """Return the number of chunks."""
+        return len(self._spans)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[slice, Gradients]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[slice, Gradients]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[slice, Gradients] | list[tuple[slice, Gradients]]:
+        """Return (rows, gradients) of a chunk, or a list of some."""
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        number, rows = self._spans[index]
+        shard = self._index.shard(number)
+        block = shard.block.rows(slice(rows.start - shard.start, rows.stop - shard.start))
+        return rows, unpack(block, self._task.dtype, self._task.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,73 +145,50 @@ class _Stored:
     dtype: torch.dtype
     weights: str
     data: str
-    ids: np.ndarray
-    widths: dict[str, int]
+    count: int
+    layers: list[str]
     weight_decay: float
     loss: str
     preconditioner: dict[str, Any]
     chunk: int
     seed: int
-    shards: list[slice]
 
 
-def _parse(folder: Path) -> _Stored:
-    """Read and check a manifest."""
-    manifest = read_manifest(folder, KIND)
+def _parse(index: Index) -> _Stored:
+    """Check what a manifest says of an attribution."""
     types = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    identity, extra = index.manifest.identity, index.manifest.extra
     try:
-        ids = ids_from_json(manifest["ids"])
-        shards = [slice(int(start), int(stop)) for start, stop in manifest["shards"]]
-        if shards and ([0, *(s.stop for s in shards)] != [*(s.start for s in shards), len(ids)]):
-            raise ValueError("shards do not cover the examples")
+        if identity["method"] != METHOD:
+            raise ValueError(f"features of method {identity['method']!r}")
+        count, chunk = int(identity["examples"]), int(identity["chunk"])
+        if not (0 < count <= index.stored and chunk > 0):
+            raise ValueError(f"{count} examples, {index.stored} of them stored, in chunks of {chunk}")
         return _Stored(
-            dtype=types[manifest["dtype"]],
-            weights=str(manifest["weights"]),
-            data=str(manifest["data"]),
-            ids=ids,
-            widths={str(name): int(manifest["widths"][name]) for name in manifest["layers"]},
-            weight_decay=float(manifest["weight_decay"]),
-            loss=str(manifest["loss"]),
-            preconditioner=dict(manifest["preconditioner"]),
-            chunk=int(manifest["config"]["chunk"]),
-            seed=int(manifest["config"]["seed"]),
-            shards=shards,
+            dtype=types[identity["computed_in"]],
+            weights=str(identity["weights"]),
+            data=str(identity["data"]),
+            count=count,
+            layers=[str(name) for name in identity["layers"]],
+            weight_decay=float(identity["weight_decay"]),
+            loss=str(identity["loss"]),
+            preconditioner=dict(extra["preconditioner"]),
+            chunk=chunk,
+            seed=int(identity["seed"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunFormatError(
-            f"manifest of run {str(folder)!r} must be whole, got a wrong entry ({error!r}). Fit and save again."
+            f"manifest of run {str(index.folder)!r} must be whole, got a wrong entry ({error!r}). Fit and save again."
         ) from error
 
 
-def _restore(path: Path, settings: dict[str, Any], device: torch.device) -> Preconditioner:
-    """Return the preconditioner that was saved."""
-    tensors = {name: tensor.to(device) for name, tensor in read_tensors(path).items()}
+def _restore(path: Path, settings: dict[str, Any], stream: GradientStream) -> Preconditioner:
+    """Return the preconditioner that was saved; iterative solvers go over the stream's examples again."""
+    tensors = {name: tensor.to(stream.task.device) for name, tensor in read_tensors(path).items()}
     try:
-        if settings["kind"] == "exact":
-            return exact_from_state(settings, tensors)
-        return block_from_state(settings, tensors)
+        return preconditioner_from_state(settings, tensors, stream)
     except (KeyError, TypeError, ValueError) as error:
         raise _foreign(path, error) from error
-
-
-def _read_shard(path: Path, widths: dict[str, int], count: int, device: torch.device) -> Gradients:
-    """Return one shard's gradients."""
-    tensors = {name: tensor.to(device) for name, tensor in read_tensors(path).items()}
-    layers: dict[str, Factor] = {}
-    try:
-        for name, width in widths.items():
-            own = {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == name}
-            if "m" in own:
-                layers[name] = Matrix(own["m"])
-            elif "index" in own:
-                layers[name] = Lookup(own["d"], own["index"], width)
-            else:
-                layers[name] = Outer(own["d"], own["a"])
-            if len(layers[name]) != count:
-                raise ValueError(f"{len(layers[name])} examples instead of {count}")
-    except (KeyError, ValueError) as error:
-        raise _foreign(path, error) from error
-    return Gradients(layers)
 
 
 def _foreign(path: Path, error: Exception) -> RunFormatError:

@@ -1,31 +1,54 @@
-"""Writing attributions to disk: curvature, training factors and what they belong to."""
+"""Writing attributions to disk: curvature, training features and what they belong to, in one index folder."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from whence.features import ids_to_json, staged, write_manifest, write_tensors
-from whence.tasks import Task
+from whence.data import Examples
+from whence.features import staged, write_tensors
+from whence.gradients import Gradients
+from whence.index import Block, Index, IndexWriter, Layout
+from whence.methods.packed import pack
+from whence.tasks import Loss, Task
 
 if TYPE_CHECKING:
     from whence.methods.influence import InfluenceAttribution
 
-__all__ = ["CURVATURE", "KIND", "loss_name", "save", "shard_name", "write_attribution"]
+__all__ = [
+    "CURVATURE",
+    "METHOD",
+    "append_rows",
+    "feature_bytes",
+    "feature_rows",
+    "identity_of",
+    "loss_name",
+    "save",
+    "shard_rows_for",
+    "write_attribution",
+]
 
-KIND = "influence"
+METHOD = "influence"
 CURVATURE = "curvature.safetensors"
 LARGEST_FEATURES = 2 * 2**30
+SHARD_BYTES = 64 * 2**20
+Progress = Callable[[int, int], None]
 
 
 def save(attribution: InfluenceAttribution, folder: str | Path) -> None:
-    """Write an attribution to a folder.
+    """Write an attribution to a folder: an index (`whence.open_index` opens it) with the curvature beside it.
 
-    The training factors go along while they take at most 2 GiB; beyond that, `load` needs the training
-    examples again. Nothing is pickled.
+    The training features go along while they take at most 2 GiB; beyond that, `load` needs the training
+    examples again, or build an index of them (`whence.build_index`). Nothing is pickled.
 
     Args:
         attribution: What to save.
@@ -38,48 +61,148 @@ def save(attribution: InfluenceAttribution, folder: str | Path) -> None:
         write_attribution(attribution, partial)
 
 
-def write_attribution(attribution: InfluenceAttribution, partial: Path) -> None:
-    """Write an attribution into an existing, empty folder."""
+def write_attribution(
+    attribution: InfluenceAttribution,
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    shard_rows: int | None = None,
+    self_scores: bool = False,
+    limit: int | None = LARGEST_FEATURES,
+    on_progress: Progress | None = None,
+) -> Index:
+    """Write an attribution into a folder, or go on with one that was interrupted.
+
+    Args:
+        attribution: What to write.
+        folder: An empty folder, or one with the same attribution, finished or not.
+        dtype: Storage type of the features; None is the task's own.
+        shard_rows: Rows a shard; None makes shards of about 64 MiB.
+        self_scores: Store self-scores too.
+        limit: Bytes of features beyond which only ids are stored; None stores them in any case.
+        on_progress: Called with (rows done, rows).
+    """
+    dtype = str(attribution.task.dtype).removeprefix("torch.") if dtype is None else dtype
     settings, tensors = attribution.preconditioner.state()
-    write_tensors(partial / CURVATURE, tensors)
-    shards: list[list[int]] = []
+    probe = pack(next(_computed(attribution, attribution.examples, 0))) if not attribution.stored else pack(
+        attribution.stored[0][1]
+    )
+    size = feature_bytes(probe, dtype)
+    with_features = limit is None or size * len(attribution.examples) <= LARGEST_FEATURES
+    writer = IndexWriter(
+        folder=folder,
+        identity={**identity_of(attribution, attribution.examples), "self_scores": self_scores},
+        dtype=dtype,
+        shard_rows=shard_rows or shard_rows_for(size if with_features else 64, attribution.stream.chunk),
+        extra={"preconditioner": settings, "self_unit": _self_unit(attribution), "features": with_features},
+    )
+    write_tensors(Path(folder) / CURVATURE, tensors)
+    append_rows(attribution, attribution.examples, writer, probe.layouts if with_features else [], self_scores,
+                on_progress)  # fmt: skip
+    return writer.close()
+
+
+def append_rows(
+    attribution: InfluenceAttribution,
+    examples: Examples,
+    writer: IndexWriter,
+    layouts: list[Layout],
+    self_scores: bool,
+    on_progress: Progress | None,
+) -> None:
+    """Append the features of the rows that a writer does not have yet; without layouts only their ids."""
+    done, count = writer.start, len(examples)
+    if on_progress:
+        on_progress(done, count)
+    while not layouts and not self_scores and done < count:
+        stop = min(done + writer.shard_rows, count)
+        writer.append(Block({}), examples.ids[done:stop])
+        done = stop
+    for rows, gradients in feature_rows(attribution, examples, done) if done < count else ():
+        block = pack(gradients, layouts) if layouts else Block({})
+        own = attribution.self_scores_of(gradients) if self_scores else None
+        writer.append(block, examples.ids[rows], own)
+        if on_progress:
+            on_progress(rows.stop, count)
+
+
+def feature_rows(
+    attribution: InfluenceAttribution, examples: Examples, start: int
+) -> Iterator[tuple[slice, Gradients]]:
+    """Yield (rows, gradients) from row ``start`` on; the fit's own examples from memory or disk where they are."""
+    if examples is not attribution.examples or (start and attribution.stored is None):
+        row = start
+        for gradients in _computed(attribution, examples, start):
+            yield slice(row, row + len(gradients)), gradients
+            row += len(gradients)
+        return
     for rows, gradients in attribution.training_gradients():
-        itemsize = torch.empty((), dtype=attribution.task.dtype).element_size()
-        if gradients.numbers * itemsize * len(attribution.examples) > LARGEST_FEATURES:
-            for number in range(len(shards)):
-                (partial / shard_name(number)).unlink()
-            shards.clear()  # all or none: a part cannot be told from the whole
-            break
-        named = {
-            f"{name}/{key}": tensor
-            for name, factor in gradients.layers.items()
-            for key, tensor in factor.tensors().items()
-        }
-        write_tensors(partial / shard_name(len(shards)), named)
-        shards.append([rows.start, rows.stop])
-    config = attribution.config
-    manifest = {
-        "kind": KIND,
+        if rows.stop > start:
+            skipped = max(0, start - rows.start)
+            yield slice(rows.start + skipped, rows.stop), gradients.rows(slice(skipped, None)) if skipped else gradients
+
+
+def _computed(attribution: InfluenceAttribution, examples: Examples, start: int) -> Iterator[Gradients]:
+    """Yield the gradients of the examples from row ``start`` on, in the fit's chunks."""
+    stream = attribution.stream
+    while start < len(examples):
+        rows = np.arange(start, min(start + stream.chunk, len(examples)))
+        yield stream.run(examples.batch(rows), rows).training()
+        start += len(rows)
+
+
+def feature_bytes(block: Block, dtype: str) -> int:
+    """Return the bytes that one example of a block takes in storage, its norms and scales included."""
+    itemsize = torch.empty((), dtype=getattr(torch, dtype)).element_size()
+    total = 0
+    for part in block.parts.values():
+        integers = sum(part.fields[name].numel() for name in ("index", "counts") if name in part.fields)
+        columns = (dtype == "float16") + (part.layout.kind in ("flat", "outer"))
+        total += (part.numbers - integers) * itemsize + 8 * integers + 4 * columns * len(part)
+    return -(-total // max(1, len(block)))
+
+
+def shard_rows_for(size: int, chunk: int) -> int:
+    """Return a number of rows of ``size`` bytes that make a shard of about 64 MiB, whole chunks."""
+    return max(1, SHARD_BYTES // max(1, size) // chunk) * chunk
+
+
+def identity_of(attribution: InfluenceAttribution, examples: Examples) -> dict[str, Any]:
+    """Return what features of an attribution belong to."""
+    settings, tensors = attribution.preconditioner.state()
+    name = attribution.preconditioner.summary().get("curvature", settings["kind"])
+    return {
+        "method": METHOD,
+        "whence": metadata.version("whence"),
         "weights": attribution.task.weights_fingerprint(),
-        "data": attribution.examples.fingerprint,
-        "ids": ids_to_json(attribution.ids),
-        "layers": [layer.name for layer in attribution.coverage.layers],
-        "widths": {layer.name: layer.shape[1] for layer in attribution.coverage.layers},
-        "dtype": str(attribution.task.dtype).removeprefix("torch."),
+        "data": examples.fingerprint,
+        "examples": len(examples),
         "weight_decay": attribution.task.weight_decay,
         "loss": loss_name(attribution.task),
-        "preconditioner": settings,
-        "config": {"curvature": repr(config.curvature), "seed": config.seed, "chunk": attribution.stream.chunk},
-        "shards": shards,
+        "layers": [layer.name for layer in attribution.coverage.layers],
+        "computed_in": str(attribution.task.dtype).removeprefix("torch."),
+        "curvature": f"{name} {_fingerprint(settings, tensors)[:12]}",
+        "seed": attribution.config.seed,
+        "chunk": attribution.stream.chunk,
     }
-    write_manifest(partial, manifest)
-
-
-def shard_name(number: int) -> str:
-    """Return the file name of a shard of training factors."""
-    return f"features-{number:05d}.safetensors"
 
 
 def loss_name(task: Task) -> str:
     """Return what can be said of a task's loss: its settings, or only its kind for a callable."""
     return repr(task.loss) if is_dataclass(task.loss) else type(task.loss).__name__
+
+
+def _self_unit(attribution: InfluenceAttribution) -> str | None:
+    """Return the unit of self-scores."""
+    ranks = attribution.preconditioner.summary().get("curvature") == "identity"
+    loss = attribution.task.loss
+    return loss.unit if isinstance(loss, Loss) and not ranks else None
+
+
+def _fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return SHA-256 over a preconditioner's state."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

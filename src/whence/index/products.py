@@ -1,0 +1,233 @@
+"""Inner products of query features with blocks of stored features, and bounds on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from whence.errors import ConfigError
+from whence.index.block import Block, Layout, Part
+from whence.index.queries import Columns, Dense, QueryFeatures, QueryPart, Terms
+
+__all__ = ["Products"]
+
+_BUFFER_NUMBERS = 2**20
+_SLACK = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """The queries' side of every layer, laid out for products with blocks.
+
+    Args:
+        kernels: One a layer.
+        queries: Q.
+        width: Numbers that one row and all queries need in a buffer.
+        dtype: What is computed in: float64 where float64 is stored, float32 otherwise.
+    """
+
+    kernels: dict[str, _Kernel]
+    queries: int
+    width: int
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(features: QueryFeatures, layouts: Sequence[Layout], dtype: torch.dtype) -> Products:
+        """Prepare the queries for blocks of these layouts.
+
+        Raises:
+            ConfigError: The layers or their widths differ.
+        """
+        names = [layout.name for layout in layouts]
+        if sorted(names) != sorted(features.parts):
+            raise ConfigError(f"query features must have the layers {names}, got {list(features.parts)}.")
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        kernels = {one.name: _kernel(features.parts[one.name], one, wide) for one in layouts}
+        width = sum(layout.out + layout.inp for layout in layouts) + sum(k.width for k in kernels.values())
+        return Products(kernels, len(features), width, wide)
+
+    def rows_a_piece(self, block: Block) -> int:
+        """Return how many rows of a block keep the buffers small."""
+        positions = max((p.numbers // max(1, p.layout.out + p.layout.inp) for p in block.parts.values()), default=0)
+        longest = max(1, -(-positions // max(1, len(block))))
+        return max(1, _BUFFER_NUMBERS // (self.width * longest))
+
+    def inner(self, block: Block) -> Tensor:
+        """Return all inner products [B, Q], a piece of the block at a time."""
+        found = torch.zeros(len(block), self.queries, dtype=self.dtype)
+        for start, piece in block.pieces(self.rows_a_piece(block)):
+            total = found[start : start + len(piece)]
+            for name, kernel in self.kernels.items():
+                total += _scaled(kernel.inner(piece.parts[name], self.dtype), piece.parts[name])
+        return found
+
+    @property
+    def bounded(self) -> bool:
+        """Whether `bounds` is available and worth its price: one query or a few, no positions."""
+        return self.queries <= 4 and all(isinstance(kernel, (_Outer, _Flat)) for kernel in self.kernels.values())
+
+    def bounds(self, block: Block) -> Tensor:
+        """Return upper bounds [B, Q] of the absolute inner products, with room for rounding.
+
+        For d aᵀ and Σ_r d_r a_rᵀ: |Σ_r x_r (a_r·a)| ≤ ‖Σ_r x_r a_r‖ ‖a‖, x_r = d_r·d, from the smaller side d alone.
+        """
+        found = torch.zeros(len(block), self.queries, dtype=self.dtype)
+        for start, piece in block.pieces(self.rows_a_piece(block)):
+            total: Tensor = found[start : start + len(piece)]
+            for name, kernel in self.kernels.items():
+                assert isinstance(kernel, (_Outer, _Flat))
+                total += _scaled(kernel.bound(piece.parts[name], self.dtype), piece.parts[name])
+        return found.mul(1 + _SLACK)
+
+
+@dataclass(frozen=True, eq=False)
+class _Flat:
+    """Values [B, D] with matrices [Q, D]."""
+
+    matrix: Tensor
+
+    @property
+    def width(self) -> int:
+        return 0
+
+    def inner(self, part: Part, dtype: torch.dtype) -> Tensor:
+        """Return products [B, Q]."""
+        return part.fields["values"].to(dtype) @ self.matrix.T
+
+    def bound(self, part: Part, dtype: torch.dtype) -> Tensor:
+        """Return ‖f_i‖ ‖f_q‖ [B, Q]."""
+        assert part.norm is not None
+        lengths: Tensor = self.matrix.norm(dim=1)
+        return part.norm.to(dtype)[:, None] * lengths
+
+
+@dataclass(frozen=True, eq=False)
+class _Outer:
+    """Products d aᵀ with R terms a query; positions are summed where there are any."""
+
+    d: Tensor  # [Q·R, O], contiguous: a product with few columns is fastest in this layout
+    a: Tensor  # [Q·R, I]
+    queries: int
+
+    @property
+    def width(self) -> int:
+        return 2 * len(self.d)
+
+    def inner(self, part: Part, dtype: torch.dtype) -> Tensor:
+        """Return products [B, Q]."""
+        found = part.fields["d"].to(dtype) @ self.d.T  # [P, Q·R]
+        found *= part.fields["a"].to(dtype) @ self.a.T
+        return _per_example(found.reshape(len(found), self.queries, -1).sum(2), part)
+
+    def bound(self, part: Part, dtype: torch.dtype) -> Tensor:
+        """Return ‖Σ_r x_r a_r‖ ‖a‖ [B, Q]."""
+        assert part.norm is not None
+        x = (part.fields["d"].to(dtype) @ self.d.T).reshape(len(part), self.queries, -1)  # [B, Q, R]
+        terms = self.a.reshape(self.queries, -1, self.a.shape[1])
+        roots = _gram_roots(terms)  # [Q, R, R]
+        lengths = torch.einsum("bqr,qrs->bqs", x, roots).square_().sum(2).sqrt_()
+        return lengths * part.norm.to(dtype)[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class _OuterDense:
+    """Products d aᵀ with one matrix a query."""
+
+    m: Tensor  # [Q·O, I]
+    queries: int
+
+    @property
+    def width(self) -> int:
+        return len(self.m)
+
+    def inner(self, part: Part, dtype: torch.dtype) -> Tensor:
+        """Return products [B, Q]."""
+        images = (part.fields["a"].to(dtype) @ self.m.T).reshape(-1, self.queries, len(self.m) // self.queries)
+        return _per_example(torch.einsum("pqo,po->pq", images, part.fields["d"].to(dtype)), part)
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Looked-up rows with the queries' columns of the indices they use; the last row is zero."""
+
+    table: Tensor  # [U + 1, Q, O]
+    used: Tensor  # [U], ascending
+
+    @property
+    def width(self) -> int:
+        return self.table.shape[1] * self.table.shape[2]
+
+    def inner(self, part: Part, dtype: torch.dtype) -> Tensor:
+        """Return products [B, Q]."""
+        index = part.fields["index"]
+        place = torch.searchsorted(self.used, index).clamp(max=max(0, len(self.used) - 1))
+        missing = self.used[place] != index if len(self.used) else torch.ones_like(index, dtype=torch.bool)
+        place = torch.where(missing, len(self.used), place)
+        return _per_example(torch.einsum("pqo,po->pq", self.table[place], part.fields["d"].to(dtype)), part)
+
+
+_Kernel = _Flat | _Outer | _OuterDense | _Table
+
+
+def _kernel(part: QueryPart, layout: Layout, dtype: torch.dtype) -> _Kernel:
+    """Lay one layer's queries out for products with a layout."""
+    if layout.kind == "lookup":
+        return _table(part, layout, dtype)
+    if isinstance(part, Columns) or layout.kind == "flat":
+        part = part.dense()
+    if isinstance(part, Dense):
+        m = part.m.to("cpu", dtype)
+        if m.shape[1] * m.shape[2] != layout.out * layout.inp:
+            raise ConfigError(f"query features of layer {layout.name!r} must have {layout.out * layout.inp} numbers, "
+                              f"got {m.shape[1] * m.shape[2]}.")  # fmt: skip
+        if layout.kind == "flat":
+            return _Flat(m.reshape(len(m), -1).contiguous())
+        return _OuterDense(m.reshape(-1, layout.inp).contiguous(), len(m))
+    assert isinstance(part, Terms)
+    d, a = part.d.to("cpu", dtype), part.a.to("cpu", dtype)
+    if (d.shape[2], a.shape[2]) != (layout.out, layout.inp):
+        raise ConfigError(f"query features of layer {layout.name!r} must have widths {layout.out} and {layout.inp}, "
+                          f"got {d.shape[2]} and {a.shape[2]}.")  # fmt: skip
+    if d.shape[1] * (layout.out + layout.inp) > layout.out * layout.inp:
+        return _OuterDense(part.dense().m.to("cpu", dtype).reshape(-1, layout.inp).contiguous(), len(d))
+    return _Outer(d.flatten(0, 1).contiguous(), a.flatten(0, 1).contiguous(), len(d))
+
+
+def _table(part: QueryPart, layout: Layout, dtype: torch.dtype) -> _Table:
+    """Return the columns that the queries use."""
+    if isinstance(part, Columns):
+        d = part.d.to("cpu", dtype)
+        used, place = torch.unique(part.index.cpu(), return_inverse=True)  # [U], [Q, T]
+        table = d.new_zeros(len(d), len(used) + 1, d.shape[2])
+        table.scatter_add_(1, place[:, :, None].expand_as(d), d)
+        return _Table(table.transpose(0, 1).contiguous(), used)
+    m = part.dense().m.to("cpu", dtype)
+    if m.shape[1:] != (layout.out, layout.inp):
+        raise ConfigError(
+            f"query features of layer {layout.name!r} must be [Q, {layout.out}, {layout.inp}], got {tuple(m.shape)}."
+        )
+    zero = m.new_zeros(1, len(m), layout.out)
+    return _Table(torch.cat([m.permute(2, 0, 1), zero]), torch.arange(layout.inp))
+
+
+def _gram_roots(terms: Tensor) -> Tensor:
+    """Return S [Q, R, R] with S Sᵀ = A Aᵀ for A [Q, R, I], so that ‖Aᵀx‖ = ‖Sᵀx‖."""
+    triangle: Tensor = torch.linalg.qr(terms.double().transpose(1, 2), mode="r")[1]
+    return triangle.transpose(1, 2).to(terms.dtype)
+
+
+def _per_example(values: Tensor, part: Part) -> Tensor:
+    """Sum over positions [P, Q] → [B, Q]."""
+    counts = part.fields.get("counts")
+    if counts is None:
+        return values
+    owner = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    return values.new_zeros(len(counts), values.shape[1]).index_add_(0, owner, values)
+
+
+def _scaled(values: Tensor, part: Part) -> Tensor:
+    """Undo the division by powers of two."""
+    return values if part.scale is None else values * part.scale.to(values.dtype)[:, None]
