@@ -27,24 +27,27 @@ class Scores:
         query_ids: [Q], the rows.
         ids: [N], the columns.
         unit: Unit of the values ("nats" for a cross-entropy), or None for methods that can only rank.
+        standard_error: Standard error of the values over members or seeds [Q, N], or None for a single one.
     """
 
     values: Tensor
     query_ids: np.ndarray
     ids: np.ndarray
     unit: str | None
+    standard_error: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if tuple(self.values.shape) != (len(self.query_ids), len(self.ids)):
-            raise ConfigError(
-                f"values must have shape ({len(self.query_ids)}, {len(self.ids)}), got {tuple(self.values.shape)}."
-            )
+        shape = (len(self.query_ids), len(self.ids))
+        for name, found in (("values", self.values), ("standard_error", self.standard_error)):
+            if found is not None and tuple(found.shape) != shape:
+                raise ConfigError(f"{name} must have shape {shape}, got {tuple(found.shape)}.")
 
     def top(self, k: int = 10) -> pd.DataFrame:
         """Return, for every query, the k examples whose removal raises the measurement the most.
 
         Returns:
-            A frame with columns ``query, rank, id, score``, Q·k rows. Ties are broken by column order.
+            A frame with columns ``query, rank, id, score`` and, where there is one, ``standard_error``; Q·k rows.
+            Ties are broken by column order.
         """
         return self._extreme(k, largest=True)
 
@@ -52,14 +55,24 @@ class Scores:
         """Return, for every query, the k examples whose removal lowers the measurement the most.
 
         Returns:
-            A frame with columns ``query, rank, id, score``, Q·k rows. Ties are broken by column order.
+            A frame with columns ``query, rank, id, score`` and, where there is one, ``standard_error``; Q·k rows.
+            Ties are broken by column order.
         """
         return self._extreme(k, largest=False)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the scores as a frame: one row a query, one column a training example."""
-        values = self.values.detach().cpu().numpy()
-        return pd.DataFrame(values, index=pd.Index(self.query_ids, name="query"), columns=self.ids)
+        """Return the scores as a frame: one row a query, one column a training example.
+
+        With a standard error there are two levels of columns: ``frame["score"]`` and ``frame["standard_error"]``.
+        """
+        frame = self._wide(self.values)
+        if self.standard_error is None:
+            return frame
+        return pd.concat({"score": frame, "standard_error": self._wide(self.standard_error)}, axis=1)
+
+    def _wide(self, values: Tensor) -> pd.DataFrame:
+        index = pd.Index(self.query_ids, name="query")
+        return pd.DataFrame(values.detach().cpu().numpy(), index=index, columns=self.ids)
 
     def _extreme(self, k: int, *, largest: bool) -> pd.DataFrame:
         if k < 1:
@@ -67,7 +80,7 @@ class Scores:
         kept = min(k, len(self.ids))
         values = self.values.detach().cpu().numpy()
         order = np.argsort(-values if largest else values, axis=1, kind="stable")[:, :kept]  # [Q, K]
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 "query": np.repeat(self.query_ids, kept),
                 "rank": np.tile(np.arange(1, kept + 1), len(self.query_ids)),
@@ -75,6 +88,10 @@ class Scores:
                 "score": np.take_along_axis(values, order, axis=1).reshape(-1),
             }
         )
+        if self.standard_error is not None:
+            errors = self.standard_error.detach().cpu().numpy()
+            frame["standard_error"] = np.take_along_axis(errors, order, axis=1).reshape(-1)
+        return frame
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,12 +103,14 @@ class Signal:
         ids: [N].
         name: What the numbers are, such as "self-influence".
         unit: Their unit, or None.
+        standard_error: Standard error of the values over members or seeds [N], or None for a single one.
     """
 
     values: np.ndarray
     ids: np.ndarray
     name: str
     unit: str | None
+    standard_error: np.ndarray | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Return the values as an array, so that NumPy functions take a signal."""
@@ -108,3 +127,10 @@ class Signal:
     def to_series(self) -> pd.Series:
         """Return the values as a pandas series indexed by id."""
         return pd.Series(self.values, index=pd.Index(self.ids, name="id"), name=self.name)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the values as a frame indexed by id, with a column ``standard_error`` where there is one."""
+        frame = self.to_series().to_frame()
+        if self.standard_error is not None:
+            frame["standard_error"] = self.standard_error
+        return frame

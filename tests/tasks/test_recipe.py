@@ -230,7 +230,7 @@ def test_settings_are_checked(make: Callable[[], Recipe], match: str) -> None:
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle"])
 def test_schedules_stay_in_range(schedule: Any) -> None:
     recipe = Recipe(build=build, schedule=schedule)
-    rates = [recipe._rate(progress) for progress in np.linspace(0.01, 1.0, 50)]
+    rates = [recipe.rate(progress) for progress in np.linspace(0.01, 1.0, 50)]
     assert all(0 <= rate <= 1 for rate in rates)
     assert max(rates) > 0.95
     if schedule != "constant":

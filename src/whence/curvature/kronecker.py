@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from whence.curvature.base import Damping, absolute, eigen
+from whence.curvature.base import eigen
 from whence.curvature.blocks import DenseInverse, EigenInverse, rotated
+from whence.curvature.damping import DampingRule
 from whence.errors import NumericalError
 from whence.gradients import Factor, Fisher, Gradients, GradientStream, Lookup, Matrix, Outer
 
@@ -251,11 +252,11 @@ def low_rank(grid: Tensor, rows: Tensor, columns: Tensor, tolerance: float) -> t
     return (u / left[:, None]).T, (v / right[:, None]).T, float(residual)
 
 
-def dense_inverse(outputs: Tensor, count: int, damping: Damping, decay: float, name: str) -> tuple[DenseInverse, float]:
+def dense_inverse(outputs: Tensor, rule: DampingRule, name: str) -> tuple[DenseInverse, float]:
     """Return the inverse of a small layer's whole Fisher block, and its absolute damping."""
-    values, vectors = eigen(symmetric(outputs) / count, name)
-    damped = absolute(damping, float(values.mean()))
-    return DenseInverse((vectors / (values + invertible(damped + decay, values, name))) @ vectors.T), damped
+    values, vectors = eigen(symmetric(outputs) / rule.count, name)
+    damped = rule.choose(name, values)
+    return DenseInverse((vectors / (values + invertible(damped + rule.decay, values, name))) @ vectors.T), damped
 
 
 def invertible(shift: float, eigenvalues: Tensor, name: str) -> float:

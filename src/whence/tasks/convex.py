@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from whence.data import Examples
 from whence.errors import NumericalError
 from whence.tasks.task import Task
 
-__all__ = ["minimise"]
+__all__ = ["lbfgs", "minimise"]
 
 _CHUNK = 16_384
 
@@ -58,19 +59,38 @@ def minimise(
         return total + decay, torch.cat([g.reshape(-1) for g in gradients]).cpu().numpy()
 
     start = nn.utils.parameters_to_vector(parameters).detach().cpu().numpy()
+    evaluate(lbfgs(evaluate, start, gradient_norm=gradient_norm, max_steps=max_steps))
+    return model
+
+
+Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+
+def lbfgs(objective: Objective, start: np.ndarray, *, gradient_norm: float, max_steps: int = 5_000) -> np.ndarray:
+    """Return where the Euclidean norm of a function's gradient is at most ``gradient_norm``.
+
+    Args:
+        objective: Point [P] -> (value, gradient [P]), float64.
+        start: [P].
+        gradient_norm: Where to stop.
+        max_steps: Iterations after which to give up.
+
+    Raises:
+        NumericalError: The norm is not reached.
+    """
     options = {"maxiter": max_steps, "maxfun": 2 * max_steps, "ftol": 0.0, "gtol": 0.0, "maxcor": 20}
     stopper = _Stopper(gradient_norm)
     result = scipy.optimize.minimize(
-        stopper.watch(evaluate), start, jac=True, method="L-BFGS-B", options=options, callback=stopper
+        stopper.watch(objective), start, jac=True, method="L-BFGS-B", options=options, callback=stopper
     )
-    _, gradient = evaluate(result.x)
-    norm = float(np.linalg.norm(gradient))
+    norm = float(np.linalg.norm(objective(result.x)[1]))
     if not norm <= gradient_norm:
         raise NumericalError(
             f"gradient norm must reach {gradient_norm:g}, got {norm:.3g} after {result.nit} steps ({result.message}). "
             "Raise gradient_norm, add weight_decay, or check that the loss is convex and finite."
         )
-    return model
+    found: np.ndarray = result.x
+    return found
 
 
 class _Stopper:

@@ -165,9 +165,9 @@ class Recipe:
     ) -> nn.Module:
         """Run the epochs of stochastic gradient descent."""
         task = self.task(model)
-        optimizer = self._make_optimizer(model)
+        optimizer = self.make_optimizer([p for p in model.parameters() if p.requires_grad])
         steps = self.epochs * -(-len(examples) // self.batch_size)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate((step + 1) / (steps + 1)))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate((step + 1) / (steps + 1)))
         generator = torch.Generator().manual_seed(seed)
         scale = weights / weights.mean()
         plain = bool((scale == 1).all())
@@ -197,9 +197,8 @@ class Recipe:
         optimizer.zero_grad(set_to_none=True)
         return model.eval()
 
-    def _make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimiser over the model's trainable parameters."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
+    def make_optimizer(self, parameters: list[Any]) -> torch.optim.Optimizer:
+        """Return the optimiser over the trainable parameters."""
         if callable(self.optimizer):
             return self.optimizer(parameters)
         rate, decay = self.learning_rate, self.weight_decay
@@ -210,8 +209,8 @@ class Recipe:
             return torch.optim.Adam(parameters, rate, weight_decay=decay)
         return torch.optim.AdamW(parameters, rate, weight_decay=decay)
 
-    def _rate(self, progress: float) -> float:
-        """Return the step size, as a share of the peak, at ``progress`` in [0, 1]."""
+    def rate(self, progress: float) -> float:
+        """Return the step size, as a share of the peak, at ``progress`` in (0, 1): step / (number of steps + 1)."""
         if self.schedule == "cosine":
             return 0.5 * (1 + float(np.cos(np.pi * min(progress, 1.0))))
         if self.schedule == "one_cycle":

@@ -1,0 +1,217 @@
+"""Retraining many times without some examples: parallel, cached by fingerprint, resumable."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whence.data import Examples, as_examples
+from whence.errors import ConfigError
+from whence.evaluate.cache import Cache, describe
+from whence.evaluate.stacked import train_stacked
+from whence.tasks import Recipe
+
+__all__ = ["Retraining"]
+
+_CHUNK = 4096
+_SHARES = 4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Retraining:
+    """How to train again without some examples, and what to measure then.
+
+    Args:
+        recipe: How to train. Leaving an example out is weight 0, so batches stay aligned.
+        seeds: One training a seed; results are means over them.
+        start: A model to start every training from (warm start), or None for new ones.
+        measurement: What is measured of a query, as in `Task`; by default its training loss.
+        stack: How many models to train at once in one process (see `train_stacked`); 1 trains one at a time.
+        processes: How many processes to spread the trainings over. The recipe's functions must then be importable.
+        cache: A folder: every result is kept there under a fingerprint of all of the above and the data, so that
+            an interrupted run resumes. Functions are known by name and bytecode, not by what they close over.
+        progress: Called with (done, total) trainings.
+
+    Raises:
+        ConfigError: A number is below 1, or there are no or repeated seeds.
+
+    Example:
+        >>> recipe = Recipe(build=lambda: nn.Linear(2, 2), epochs=1)
+        >>> train = (torch.randn(8, 2), torch.tensor([0, 1] * 4))
+        >>> Retraining(recipe=recipe, seeds=(0, 1)).measure(train, train, [[3], [4, 5]]).shape
+        torch.Size([2, 2, 8])
+    """
+
+    recipe: Recipe
+    seeds: Sequence[int] = (0,)
+    start: nn.Module | None = None
+    measurement: Any = None
+    stack: int = 1
+    processes: int = 1
+    cache: str | Path | None = None
+    progress: Callable[[int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("stack", self.stack), ("processes", self.processes)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if not len(self.seeds) or len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"seeds must be different integers, at least one, got {list(self.seeds)}.")
+
+    @property
+    def unit(self) -> str | None:
+        """Unit of the measurement, where it is known."""
+        return self.recipe.task(nn.Identity(), self.measurement).unit
+
+    def measure(self, train: Any, queries: Any, removed: Sequence[Sequence[Any] | np.ndarray]) -> Tensor:
+        """Train once for every set of removed examples and every seed, and measure the queries.
+
+        Args:
+            train: Training examples: anything that `as_examples` takes.
+            queries: Queries, likewise; None for a measurement of the model alone.
+            removed: J sets of ids; an empty one trains on everything.
+
+        Returns:
+            Measurements [J, S, Q], float64.
+
+        Cost: J·S trainings, less those in the cache.
+        """
+        examples = as_examples(train)
+        asked = None if queries is None else as_examples(queries)
+        kept = np.ones((len(removed), len(examples)), dtype=bool)
+        for row, ids in enumerate(removed):
+            if len(ids):
+                kept[row, examples.rows_of(ids)] = False
+        if not kept.any(1).all():
+            raise ConfigError("removed must leave some examples in every set, got a set of all. Remove fewer.")
+        cache = None if self.cache is None else Cache(Path(self.cache), self._fingerprint(examples, asked))
+        count = 1 if asked is None else len(asked)
+        values = np.full((len(removed), len(self.seeds), count), np.nan)
+        jobs = [(job, seat) for seat in range(len(self.seeds)) for job in range(len(removed))]
+        missing = []
+        for job, seat in jobs:
+            known = None if cache is None else cache.get(kept[job], self.seeds[seat])
+            if known is None:
+                missing.append((job, seat))
+            else:
+                values[job, seat] = known
+        done = len(jobs) - len(missing)
+        for part, found in self._run(examples, asked, kept, missing, cache):
+            for (job, seat), measured in zip(part, found, strict=True):
+                values[job, seat] = measured
+            done += len(part)
+            if self.progress is not None:
+                self.progress(done, len(jobs))
+        return torch.from_numpy(values)
+
+    def _run(
+        self, examples: Examples, asked: Examples | None, kept: np.ndarray, jobs: list[tuple[int, int]],
+        cache: Cache | None,
+    ) -> Iterator[tuple[list[tuple[int, int]], list[np.ndarray]]]:  # fmt: skip
+        """Yield finished jobs with their measurements, in this process or in others."""
+        units = _units(jobs, self.stack)
+        if self.processes == 1 or len(units) < 2:
+            for unit in units:
+                yield unit, _train(self, examples, asked, kept, unit, cache)
+            return
+        payload = replace(self, processes=1, progress=None)
+        rows = _pack(examples), None if asked is None else _pack(asked)
+        shares = [units[i :: _SHARES * self.processes] for i in range(_SHARES * self.processes)]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.processes, mp_context=context) as pool:
+            try:
+                futures = {pool.submit(_work, payload, rows, kept, share, cache): share for share in shares if share}
+                for future in as_completed(futures):
+                    yield [job for unit in futures[future] for job in unit], future.result()
+            except (AttributeError, TypeError) as error:
+                if "pickle" not in str(error):
+                    raise
+                raise ConfigError(
+                    f"the recipe's functions must be importable for processes > 1, got: {error}. "
+                    "Define them at the top of a module, or use processes=1."
+                ) from error
+
+    def _fingerprint(self, examples: Examples, asked: Examples | None) -> str:
+        """Return what identifies a result but for the examples left out and the seed."""
+        recipe = self.recipe
+        settings = {
+            name: getattr(recipe, name)
+            for name in (
+                "build", "loss", "outputs", "optimizer", "learning_rate", "momentum", "schedule", "epochs",
+                "batch_size", "weight_decay", "augment", "gradient_norm", "loop",
+            )
+        }  # fmt: skip
+        start = None if self.start is None else recipe.task(self.start).weights_fingerprint()
+        return describe(
+            settings, start, self.measurement, self.stack > 1, examples.fingerprint,
+            None if asked is None else asked.fingerprint,
+        )  # fmt: skip
+
+
+def _units(jobs: list[tuple[int, int]], stack: int) -> list[list[tuple[int, int]]]:
+    """Return jobs in groups of one seed that are trained together."""
+    units: list[list[tuple[int, int]]] = []
+    for job in jobs:
+        if units and len(units[-1]) < stack and units[-1][0][1] == job[1]:
+            units[-1].append(job)
+        else:
+            units.append([job])
+    return units
+
+
+def _train(
+    config: Retraining, examples: Examples, asked: Examples | None, kept: np.ndarray, unit: list[tuple[int, int]],
+    cache: Cache | None,
+) -> list[np.ndarray]:  # fmt: skip
+    """Train the models of one unit and return their measurements [Q]."""
+    seed = config.seeds[unit[0][1]]
+    weights = torch.from_numpy(kept[[job for job, _ in unit]].astype(np.float32))
+    if config.stack > 1:
+        models = train_stacked(config.recipe, examples, weights, seed=seed, start=config.start)
+    else:
+        models = [config.recipe.train(examples, weights=row, seed=seed, start=config.start) for row in weights]
+    found = []
+    for model, (job, _) in zip(models, unit, strict=True):
+        measured = _measured(config, model, asked)
+        if cache is not None:
+            cache.put(kept[job], seed, measured)
+        found.append(measured)
+    return found
+
+
+def _measured(config: Retraining, model: nn.Module, asked: Examples | None) -> np.ndarray:
+    """Return the measurement of every query [Q], or of the model alone [1]."""
+    task = config.recipe.task(model, config.measurement)
+    with task.evaluating(), torch.no_grad():
+        if asked is None:
+            return task.measure_model().double().cpu().numpy()
+        parts = [task.measurements(task.place(batch)) for batch in asked.batches(_CHUNK)]
+        return torch.cat(parts).double().cpu().numpy()
+
+
+Packed = tuple[Any, Tensor | None, np.ndarray]
+
+
+def _pack(examples: Examples) -> Packed:
+    """Return all rows as tensors, which can be sent to another process."""
+    batch = examples.batch(np.arange(len(examples)))
+    return batch.inputs, batch.targets, examples.ids
+
+
+def _work(
+    config: Retraining, rows: tuple[Packed, Packed | None], kept: np.ndarray, units: list[list[tuple[int, int]]],
+    cache: Cache | None,
+) -> list[np.ndarray]:  # fmt: skip
+    """Run some units in a worker process, on one thread."""
+    torch.set_num_threads(1)
+    examples, asked = (None if part is None else as_examples(part[:2], ids=part[2]) for part in rows)
+    assert examples is not None
+    return [found for unit in units for found in _train(config, examples, asked, kept, unit, cache)]
