@@ -2,24 +2,48 @@
 
 from whence.curvature.base import Curvature, Damping, Preconditioner, Relative
 from whence.curvature.blocks import BlockPreconditioner, DenseInverse, EigenInverse, block_from_state
+from whence.curvature.blocks_exact import BlockExact
+from whence.curvature.cg import CG
+from whence.curvature.datainf import DataInf, DataInfPreconditioner
+from whence.curvature.diagonal import Diagonal
 from whence.curvature.ekfac import EKFAC
 from whence.curvature.exact import Exact, ExactPreconditioner, exact_from_state
 from whence.curvature.identity import Identity
+from whence.curvature.joint import JointPreconditioner
 from whence.curvature.kfac import KFAC
+from whence.curvature.lanczos import Lanczos
+from whence.curvature.lissa import LiSSA
+from whence.curvature.neumann import Neumann
+from whence.curvature.nystrom import Nystrom
+from whence.curvature.projected import Projected, ProjectedPreconditioner
+from whence.curvature.restore import preconditioner_from_state
 
 __all__ = [
+    "CG",
     "EKFAC",
     "KFAC",
+    "BlockExact",
     "BlockPreconditioner",
     "Curvature",
     "Damping",
+    "DataInf",
+    "DataInfPreconditioner",
     "DenseInverse",
+    "Diagonal",
     "EigenInverse",
     "Exact",
     "ExactPreconditioner",
     "Identity",
+    "JointPreconditioner",
+    "Lanczos",
+    "LiSSA",
+    "Neumann",
+    "Nystrom",
     "Preconditioner",
+    "Projected",
+    "ProjectedPreconditioner",
     "Relative",
     "block_from_state",
     "exact_from_state",
+    "preconditioner_from_state",
 ]

@@ -13,7 +13,7 @@ from whence.curvature.base import Damping, Preconditioner, absolute, validate_da
 from whence.errors import ConfigError, NumericalError
 from whence.gradients import Fisher, Gradients, GradientStream, Matrix, Outer
 
-__all__ = ["Exact", "ExactPreconditioner", "exact_from_state"]
+__all__ = ["Exact", "ExactPreconditioner", "cross_block", "exact_from_state"]
 
 _LARGEST = 12_000
 _WEIGHTED_GRAMS = 256
@@ -162,7 +162,7 @@ def _gauss_newton(stream: GradientStream, shapes: dict[str, tuple[int, int]], fi
             total = torch.zeros(size, size, dtype=torch.float64, device=roots[0].dense().device)
         for i, one in enumerate(names):
             for j in range(i, len(names)):
-                block = _cross(shapes[one], shapes[names[j]], roots, (one, names[j]))
+                block = cross_block(shapes[one], shapes[names[j]], roots, (one, names[j]))
                 rows = slice(starts[i], starts[i] + block.shape[0])
                 columns = slice(starts[j], starts[j] + block.shape[1])
                 total[rows, columns] += block
@@ -171,7 +171,9 @@ def _gauss_newton(stream: GradientStream, shapes: dict[str, tuple[int, int]], fi
     return (upper + upper.triu(1).T) / len(stream.examples)
 
 
-def _cross(shape: tuple[int, int], shape2: tuple[int, int], roots: list[Gradients], names: tuple[str, str]) -> Tensor:
+def cross_block(
+    shape: tuple[int, int], shape2: tuple[int, int], roots: list[Gradients], names: tuple[str, str]
+) -> Tensor:
     """Return Σ_i Σ_r of one pair of layers [O·I, O'·I'], by weighted Gram products where there are no positions."""
     (out, inp), (out2, inp2) = shape, shape2
     x, y = roots[0].layers[names[0]], roots[0].layers[names[1]]

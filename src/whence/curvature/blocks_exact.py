@@ -1,0 +1,120 @@
+"""The dense curvature of every layer by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whence.curvature.base import DEFAULT_DAMPING, Damping, Preconditioner, absolute, validate_damping, validate_fisher
+from whence.curvature.blocks import BlockPreconditioner, DenseInverse, LayerInverse
+from whence.curvature.exact import cross_block
+from whence.errors import ConfigError, NumericalError
+from whence.gradients import Fisher, GradientStream
+from whence.gradients.products import Products
+
+__all__ = ["BlockExact"]
+
+_LARGEST = 12_000
+_COLUMNS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockExact:
+    r"""The dense Gauss–Newton matrix, or the Hessian, of every layer by itself: no cross-terms between layers.
+
+    Args:
+        damping: A number, or `Relative` to the mean eigenvalue of each block.
+        hessian: Use the Hessian's blocks; indefinite ones are refused.
+        fisher: "auto" is the exact Gauss–Newton matrix; "sampled" and "empirical" as in `EKFAC`.
+
+    Raises:
+        ConfigError: A layer has more than 12,000 parameters.
+        NumericalError: A block plus damping and weight decay is not positive definite.
+
+    Cost: one pass and N·P_l² operations a layer of P_l parameters; a Hessian takes P products. Memory: 3 P_l² numbers
+    in float64.
+    """
+
+    damping: Damping = DEFAULT_DAMPING
+    hessian: bool = False
+    fisher: Fisher = "auto"
+
+    def __post_init__(self) -> None:
+        validate_damping(self.damping)
+        validate_fisher(self.fisher)
+
+    def fit(self, stream: GradientStream, *, seed: int) -> Preconditioner:
+        """Fit to the training gradients."""
+        for layer in stream.layers:
+            size = layer.shape[0] * layer.shape[1]
+            if size > _LARGEST:
+                raise ConfigError(
+                    f"BlockExact takes at most {_LARGEST} parameters a layer, got {size} in {layer.name!r}. "
+                    "Use EKFAC() or CG(), or leave the layer out with layers=."
+                )
+        products = Products(stream, "hessian" if self.hessian else self.fisher, seed)
+        blocks = _hessians(products) if self.hessian else _gauss_newtons(products)
+        decay, dtype = stream.task.weight_decay, stream.task.dtype
+        inverses: dict[str, LayerInverse | None] = {}
+        layers: dict[str, Any] = {}
+        for name, matrix in blocks.items():
+            damped = absolute(self.damping, float(matrix.diagonal().mean().clamp(min=0.0)))
+            inverse, residual = _inverse(matrix, damped + decay, name)
+            inverses[name] = DenseInverse(inverse.to(dtype))
+            layers[name] = {"damping": damped, "effective_damping": damped + decay, "residual": residual}
+        kind = "exact Hessian" if self.hessian else f"Fisher ({products.fisher})"
+        worst = max(entry["residual"] for entry in layers.values())
+        told = {"residual": worst, "steps": 1, "converged": True, "layers": layers}
+        return BlockPreconditioner(inverses, {"curvature": "block exact", "matrix": kind, **told})
+
+
+def _gauss_newtons(products: Products) -> dict[str, Tensor]:
+    """Return (1/N) Σ_i Σ_r g_ir g_irᵀ of every layer, in float64."""
+    stream, totals = products.stream, dict[str, Tensor]()
+    for chunk in stream.chunks():
+        roots = [g.to(torch.float64) for g in stream.fisher(chunk, products.fisher, products.seed)]
+        for name, shape in products.shapes.items():
+            block = cross_block(shape, shape, roots, (name, name))
+            totals[name] = totals[name] + block if name in totals else block
+    upper = {name: total.triu() for name, total in totals.items()}
+    return {name: (half + half.triu(1).T) / products.count for name, half in upper.items()}
+
+
+def _hessians(products: Products) -> dict[str, Tensor]:
+    """Return the Hessian's block of every layer, one product a column."""
+    blocks, start = {}, 0
+    for name, (out, inp) in products.shapes.items():
+        stop = start + out * inp
+        columns = []
+        for first in range(start, stop, _COLUMNS):
+            last = min(first + _COLUMNS, stop)
+            eye = torch.zeros(last - first, products.size, dtype=products.dtype, device=products.stream.task.device)
+            eye[torch.arange(last - first), torch.arange(first, last)] = 1.0
+            columns.append(products.operator(len(eye))(eye)[:, start:stop])
+        block = torch.cat(columns)
+        blocks[name] = (block + block.T) / 2
+        start = stop
+    return blocks
+
+
+def _inverse(matrix: Tensor, shift: float, name: str) -> tuple[Tensor, float]:
+    """Return the inverse of a block plus a shift, and the residual of a probe."""
+    if not bool(torch.isfinite(matrix).all()):
+        raise NumericalError(
+            f"curvature of layer {name!r} must be finite, got NaN or infinity. Check the inputs and the loss."
+        )
+    matrix = matrix.clone()
+    matrix.diagonal().add_(shift)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0 or float(factor.diagonal().min()) ** 2 <= 1e-14 * float(matrix.diagonal().max()):
+        least = float(torch.linalg.eigvalsh(matrix)[0])
+        raise NumericalError(
+            f"curvature of layer {name!r} plus damping and weight decay ({shift:.3g}) must be positive definite, got a "
+            f"smallest eigenvalue of {least:.3g}. Use the Gauss-Newton matrix (hessian=False) or raise damping."
+        )
+    inverse = torch.cholesky_inverse(factor)
+    probe = torch.ones(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return inverse, float((matrix @ (inverse @ probe) - probe).norm() / probe.norm())
