@@ -27,7 +27,8 @@ test: check
 THREADS ?= 2
 bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r benchmarks/requirements.txt
-	$(BIN)/python benchmarks/mlp_ekfac.py --threads $(THREADS) $(if $(TINY),--tiny)
+	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements-nodeps.txt
+	$(BIN)/python benchmarks/speed.py --threads $(THREADS) $(if $(TINY),--tiny)
 
 reproduce: $(VENV)/.ready
 	$(BIN)/python benchmarks/oracle_gates.py --threads $(THREADS) $(if $(TINY),--tiny)

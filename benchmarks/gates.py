@@ -56,14 +56,15 @@ def against_every_peer(report: support.Report, model: str, entries: Entries) -> 
             continue
         theirs = entry["agreement"].get("exact/pairwise", 1.0)
         equals = {n: e for n, e in ours.items() if e["agreement"]["exact/pairwise"] >= min(theirs - SAME, exact)}
-        steps = tuple(step for step in STEPS if step in entry["seconds"] or entry.get("stopped", {}).get("step") == step)
+        begun = {*entry["seconds"], entry.get("stopped", {}).get("step")}
+        steps = tuple(step for step in STEPS if step in begun)
         best = min(equals, key=lambda n: sum(equals[n]["seconds"][step] for step in steps))
         what = f"{model}: {contender.label} (r {theirs:.3f}) over {peers.CONTENDERS[best].label}, {' + '.join(steps)}"
         report.gate(what, ratio(entry, equals[best], steps, 1), low=1)
     if "captum-last" in entries and "whence-last" in entries:
         value = ratio(entries["captum-last"], entries["whence-last"], STEPS, 1)
         report.gate(f"{model}: captum's last-layer TracIn over whence's last layer, in total", value, low=1)
-    added = exact_memory(entries)
+    added = added_memory(entries)
     if model in MEMORY:
         report.gate(f"{model}: MB added at the peak", added[0], high=MEMORY[model])
     else:
@@ -71,13 +72,10 @@ def against_every_peer(report: support.Report, model: str, entries: Entries) -> 
         report.gate(f"{model}: MB added at the peak over the least of all peers'", share, high=1)
 
 
-def exact_memory(entries: Entries) -> tuple[float, float | None]:
+def added_memory(entries: Entries) -> tuple[float, float | None]:
     """Return our added memory, and the least of the peers' that attribute all layers."""
-    theirs = [
-        e["memory_mb"]
-        for n, e in entries.items()
-        if not peers.CONTENDERS[n].ours and peers.CONTENDERS[n].layers != "last" and "failed" not in e and e["memory_mb"]
-    ]
+    rivals = [e for n, e in entries.items() if not peers.CONTENDERS[n].ours and peers.CONTENDERS[n].layers != "last"]
+    theirs = [e["memory_mb"] for e in rivals if "failed" not in e and e["memory_mb"]]
     return entries["whence-ekfac"]["memory_mb"], min(theirs, default=None)
 
 

@@ -154,7 +154,8 @@ class PlainPass:
 
     def __init__(self, workload: Workload) -> None:
         self.model, (self.x, self.y) = copy.deepcopy(workload.model), workload.train
-        self.sizes = list(workload.pass_batches)
+        whole = [size for size in workload.pass_batches if size >= len(self.x)]  # all of them are one batch
+        self.sizes = [size for size in workload.pass_batches if size not in whole[1:]]
         self.seconds: dict[int, list[list[float]]] = {}
 
     def sweep(self) -> None:

@@ -17,7 +17,7 @@ import oracles
 import support
 import tables
 import whence as wh
-from mlp_ekfac import build
+from workloads import mlp
 
 PARTS = ("dense", "loo", "invariance")
 WEIGHT_DECAY = 0.01
@@ -151,7 +151,7 @@ def compare(
 def trained_mlp(rows: dict[str, np.ndarray], tiny: bool) -> nn.Sequential:
     """Return the MLP of the speed benchmark."""
     widths = [784, 32, 32, 10] if tiny else [784, 256, 256, 10]
-    recipe = wh.Recipe(build=lambda: build(widths), learning_rate=1e-3, epochs=2 if tiny else 5)
+    recipe = wh.Recipe(build=lambda: mlp(widths), learning_rate=1e-3, epochs=2 if tiny else 5)
     model = recipe.train(wh.as_examples((rows["x"], rows["y"])), seed=0)
     assert isinstance(model, nn.Sequential)
     return model

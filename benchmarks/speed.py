@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ def main() -> None:
     """Prepare the models, start the contenders one after the other, compare."""
     arguments = parse()
     name = f"speed-{arguments.threads}-thread{'s' if arguments.threads > 1 else ''}"
-    results = support.results_folder(arguments)
+    results = support.results_folder(arguments)  # None: nothing is written
     known = (results and support.read_json(results / f"{name}.json")) or {}
     figures = known.get("figures", {"models": {}, "contenders": {}})
     settings = {key: getattr(arguments, key) for key in ("threads", "limit", "repeats", "least", "steady", "tiny")}
@@ -139,9 +140,11 @@ def measured(name: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any
     begun = time.perf_counter()
     ours = peers.CONTENDERS[name].ours
     warnings = [] if ours else ["-W", "ignore"]  # theirs are not ours to mend
+    environment = {**os.environ, "TQDM_DISABLE": "1"}
     patience = None if ours else 2 * settings["limit"] + 120  # its own alarm comes first, unless one call is that long
     try:
-        done = subprocess.run([sys.executable, *warnings, MEASURE, name, folder], check=ours, timeout=patience)
+        command = [sys.executable, *warnings, MEASURE, name, folder]
+        done = subprocess.run(command, check=ours, timeout=patience, env=environment)
         outcome = f"process ended with {done.returncode}"
     except subprocess.TimeoutExpired:
         outcome = "time limit"

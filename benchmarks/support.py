@@ -18,7 +18,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("whence", "torch", "numpy", "scipy", "scikit-learn", "kronfluence", "cleanlab")
+PEERS = ("kronfluence", "captum", "pyDVL", "traker", "dattri", "cleanlab")
+PACKAGES = ("whence", "torch", "numpy", "scipy", "scikit-learn", *PEERS)
 
 
 def parser(description: str, threads: int) -> argparse.ArgumentParser:

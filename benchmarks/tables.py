@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 import support
+from pieces import machine, table
+from speed_tables import speed
 
 _HEAD = """\
 <!-- Written by benchmarks/tables.py from benchmarks/results/*.json. Do not edit. -->
@@ -23,20 +25,14 @@ dependency of the library: they have their own `requirements.txt`, and whatever 
 ```
 pip install -r benchmarks/requirements.txt
 export WHENCE_DATA=…/data                       # the folder with mnist/, sms_spam/, …
-make bench                                      # EK-FAC against kronfluence, 1 and 2 threads
+make bench THREADS=1                            # speed beside five libraries (2-3 hours), then THREADS=2
+python benchmarks/speed.py --models mlp --only whence-ekfac     # one entry of it, merged into the results
 make reproduce                                  # oracle checks, retraining, label errors against cleanlab's scores
 python benchmarks/label_errors.py --sets sms    # one part alone
 ```
 
 `--tiny` runs any script on a few hundred bundled rows, to see that it works; nothing is judged then.
 """
-_STEPS = ("fit", "self", "pairwise", "together")
-_LABELS = {
-    "whence": "whence",
-    "whence-unbuffered": "whence, nothing kept in memory",
-    "kronfluence-defaults": "kronfluence, defaults",
-    "kronfluence-fastest": "kronfluence, batch 32, rank-32 queries",
-}
 
 
 def renew(folder: Path | None) -> None:
@@ -44,52 +40,8 @@ def renew(folder: Path | None) -> None:
     if folder is None or not folder.is_dir():
         return
     results = {path.stem: support.read_json(path) for path in sorted(folder.glob("*.json"))}
-    parts = [_HEAD, *_speed(results), *_oracles(results), *_label_errors(results), *_gates(results)]
+    parts = [_HEAD, *speed(results, folder), *_oracles(results), *_label_errors(results), *_gates(results)]
     (folder.parent / "README.md").write_text("\n".join(parts).rstrip() + "\n", "utf-8")
-
-
-def _speed(results: dict[str, Any]) -> Iterable[str]:
-    """EK-FAC tables, one a number of threads."""
-    for result in (r for name, r in results.items() if name.startswith("mlp_ekfac")):
-        model, contenders = result["figures"]["model"], result["figures"]["contenders"]
-        widths = "-".join(map(str, result["settings"]["widths"]))
-        threads = result["settings"]["threads"]
-        yield f"## EK-FAC, {threads} thread{'s' if threads > 1 else ''}\n"
-        yield (
-            f"MLP {widths} ({model['parameters']:,} parameters, test accuracy {model['test_accuracy']:.3f}), "
-            f"{model['rows']:,} {model['data']} rows, {model['queries']} queries. {_machine(result)}\n"
-        )
-        header = ["", "fit s", "self-scores s", "pairwise s", "all three s", "in plain passes", "MB added", "runs"]
-        rows = []
-        for name, found in contenders.items():
-            seconds = [f"{found['seconds'][step]:.3g}" for step in _STEPS]
-            passes = " / ".join(f"{found['in_passes'][step]:.3g}" for step in _STEPS[:3])
-            rows.append([_LABELS[name], *seconds, passes, f"{found['memory_mb']:.0f}", str(found["repeats"])])
-        yield _table(header, rows)
-        plain = ", ".join(
-            f"{_LABELS[name]} {found['pass_seconds']:.3f} s (batch {found['pass_batch']})"
-            for name, found in contenders.items()
-        )
-        yield (
-            "\nMedians of the runs. A plain pass is forward+backward with weight gradients over the same rows, at its "
-            f"best batch size, the fastest of several, measured in the same process: {plain}. Self-scores and pairwise "
-            "scores of the first row reuse the factors that fitting kept in memory; the second row may keep nothing "
-            "(`memory_budget=0`), so each call makes its own pass and fitting makes two.\n"
-        )
-        if "kronfluence-defaults" in contenders:
-            yield _ratios(contenders)
-        yield "Correlation of scores:\n"
-        yield from (f"- {name}: r = {value:.4f}" for name, value in result["figures"]["agreement"].items())
-        yield ""
-
-
-def _ratios(contenders: dict[str, Any]) -> str:
-    """How many times faster whence is than the peer."""
-    rows = []
-    for name in (name for name in contenders if name.startswith("kronfluence")):
-        found = [contenders[name]["seconds"][step] / contenders["whence"]["seconds"][step] for step in _STEPS]
-        rows.append([f"times faster than {_LABELS[name]}", *(f"{value:.0f}×" for value in found)])
-    return _table(["", "fit", "self-scores", "pairwise", "all three"], rows) + "\n"
 
 
 def _oracles(results: dict[str, Any]) -> Iterable[str]:
@@ -98,13 +50,13 @@ def _oracles(results: dict[str, Any]) -> Iterable[str]:
         yield "## Factored scores against dense computation\n"
         yield (
             "The MLP above; the dense side multiplies every gradient out in float64 with plain autograd. "
-            f"{_machine(dense)}\n"
+            f"{machine(dense)}\n"
         )
         header = ["", "queries", "median r", "least r", "relative error", "median query's", "worst query's"]
         keys = ("r_median", "r_least", "relative_error", "relative_error_median", "relative_error_worst")
         found = {name: f for name, f in dense["figures"].items() if isinstance(f, dict) and "r_median" in f}
         formats = [lambda v: f"{v:.5f}"] * 2 + [lambda v: f"{v:.2g}"] * 3
-        yield _table(header, [
+        yield table(header, [
             [name, str(f["queries"]), *(show(f[key]) for key, show in zip(keys, formats, strict=True))]
             for name, f in found.items()
         ])  # fmt: skip
@@ -121,10 +73,10 @@ def _oracles(results: dict[str, Any]) -> Iterable[str]:
             f"{s['refits']} rows left out one at a time and the model trained again by warm-started L-BFGS to a "
             f"gradient norm of {s['gradient_norm']:g}. Slope and intercept (nats) are of actual on predicted. "
             "*Unresolved* is the relative change of the actual differences by one more Newton step of every refit. "
-            f"{_machine(loo)}\n"
+            f"{machine(loo)}\n"
         )
         header = ["query; score; rows", "n", "r", "slope", "intercept", "largest change, nats", "unresolved"]
-        yield _table(header, [
+        yield table(header, [
             [name, str(f["rows"]), f"{f['r']:.5f}", f"{f['slope']:.4f}", f"{f['intercept']:.2g}",
              f"{f['largest_actual']:.3g}", f"{f['unresolved']:.1g}"]
             for name, f in loo["figures"].items() if isinstance(f, dict)
@@ -152,7 +104,7 @@ def _label_errors(results: dict[str, Any]) -> Iterable[str]:
         "`whence audit` against cleanlab's two scores from 5-fold out-of-sample probabilities of the same features, "
         "network and recipe. 10 % of the labels flipped to another class; for CIFAR-10N the errors are human. Average "
         "precision against the wrong labels, mean over the seeds; gains are paired over the seeds with a 95 % "
-        f"t-interval. {_machine(next(iter(found.values())))}\n"
+        f"t-interval. {machine(next(iter(found.values())))}\n"
     )
     rows, counts = [], []
     for name, result in found.items():
@@ -175,7 +127,7 @@ def _label_errors(results: dict[str, Any]) -> Iterable[str]:
             f"{np.mean([a['base_model'] for a in accuracy]):.4f}" if accuracy else "", " / ".join(logistic),
         ])  # fmt: skip
     header = ["", "seeds", "suspicion", "5-fold self-confidence (gain)", "5-fold normalised margin (gain)", "seconds"]
-    yield _table(header, rows)
+    yield table(header, rows)
     yield (
         "\nThe suspects above the threshold: their number over the number of wrong labels (least and most of the "
         "seeds), their precision and recall, how often the suggested label of a found error is the true one, and the "
@@ -185,7 +137,7 @@ def _label_errors(results: dict[str, Any]) -> Iterable[str]:
     )
     header = ["", "wrong", "suspects / wrong", "precision", "recall", "suggestion right", "suspects at 0 % noise",
               "base model", "logistic regression"]  # fmt: skip
-    yield _table(header, counts) + "\n"
+    yield table(header, counts) + "\n"
 
 
 def _gain(figures: dict[str, Any], runs: list[dict[str, Any]], method: str) -> str:
@@ -224,26 +176,10 @@ def _gates(results: dict[str, Any]) -> Iterable[str]:
     passed = sum(gate["verdict"] == "PASS" for _, gate in entries)
     yield f"{passed} pass, {len(failed)} fail, {len(entries) - passed - len(failed)} were not judged.\n"
     if failed:
-        yield _table(["failed", "measured", "at least", "at most"], [
+        yield table(["failed", "measured", "at least", "at most"], [
             [gate["gate"], *("" if gate[key] is None else f"{gate[key]:.4g}" for key in ("value", "low", "high"))]
             for _, gate in failed
         ])  # fmt: skip
-
-
-def _machine(result: dict[str, Any]) -> str:
-    """One sentence on where and with what a result was measured."""
-    found = result["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return (
-        f"*{found['processor']}, {found['cores']} cores, {found['threads']} threads used; Python {found['python']}; "
-        f"{versions}; {result['date']}.*"
-    )
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    """A markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every benchmark runs, on a few bundled rows and without peers."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 COMMANDS = [
-    ["mlp_ekfac.py", "--no-peers"],
+    ["speed.py", "--models", "transformer", "--only", "whence-ekfac", "whence-last"],
     ["oracle_gates.py"],
     ["label_errors.py", "--sets", "sms"],
 ]
@@ -34,3 +35,16 @@ def test_benchmark_runs_on_a_few_rows_and_writes_figures_and_tables(command: lis
     assert "## Gates" in readme
     for text in (readme, json.dumps(results)):
         assert str(BENCHMARKS.parent) not in text, "results must not name folders of this machine"
+
+
+def test_a_peer_stopped_by_the_time_limit_counts_as_a_lower_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    ratio, steps = importlib.import_module("gates").ratio, ("fit", "pairwise", "self")
+    ours = {"seconds": {"fit": 1.0, "pairwise": 0.5, "self": 0.5}}
+    complete = {"seconds": {"fit": 10.0, "pairwise": 5.0, "self": 5.0}}
+    stopped = {"seconds": {"fit": 10.0}, "stopped": {"step": "pairwise", "seconds": 30.0}}
+    failed = {"seconds": {"fit": 10.0}, "failed": {"step": "pairwise", "error": "no"}}
+    assert ratio(complete, ours, steps, 100) == 10
+    assert ratio(stopped, ours, steps, 15) == 20
+    assert ratio(stopped, ours, steps, 25) is None, "a bound below the gate decides nothing"
+    assert ratio(failed, ours, steps, 1) is None

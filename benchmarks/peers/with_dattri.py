@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from workloads import Workload, per_example
 
 WIDTH = 512
-DAMPING = 1e-3  # its default, 0, divides by zero where an input is always zero
+RELATIVE = 0.1  # damping of EK-FAC times the mean eigenvalue; its default, 0, divides by zero at dead inputs
 
 
 class Analysis:
@@ -44,7 +44,7 @@ class Analysis:
             self.attributor = TracInAttributor(task=task, weight_list=torch.ones(1), normalized_grad=False)
             self.attributor.projector_kwargs = None  # None as an argument stands for a projection to 512 dimensions
         elif kind == "ekfac":
-            self.attributor = IFAttributorEKFAC(task=task, damping=DAMPING)
+            self.attributor = IFAttributorEKFAC(task=task)
         else:
             self.attributor = TRAKAttributor(
                 task=task, correct_probability_func=probability, projector_kwargs={"proj_dim": WIDTH}
@@ -54,6 +54,9 @@ class Analysis:
         """Fit and project what the method has."""
         if self.kind != "tracin":
             self.attributor.cache(self.rows)
+        if self.kind == "ekfac":
+            values = torch.cat([layer.flatten() for layer in self.attributor.cached_lambdas.values()])
+            self.attributor.damping = RELATIVE * float(values.mean())
 
     def pairwise(self) -> np.ndarray:
         """Return scores [Q, N]."""

@@ -46,10 +46,10 @@ class Analysis:
         # None: kronfluence looks for the largest that fits, which without a GPU ends with a killed process on sequences
         self.batch = 32 if fastest or workload.sequences else None
         damping = None if fastest else 1e-8  # the default; None is 0.1 times the mean eigenvalue
-        curved = strategy != "identity"
+        rank = 32 if fastest and strategy != "identity" else None
         self.factors = FactorArguments(strategy=strategy)
         self.own = ScoreArguments(damping_factor=damping)
-        self.scoring = ScoreArguments(damping_factor=damping, query_gradient_low_rank=32 if fastest and curved else None)
+        self.scoring = ScoreArguments(damping_factor=damping, query_gradient_low_rank=rank)
 
     def fit(self) -> None:
         """Fit all factors."""

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from workloads import Workload, per_example
 
-REGULARIZATION = 0.1  # as in its documentation
+REGULARIZATION = 0.1  # of the Nyström sketch, as in the documentation
+RELATIVE = 0.1  # of EK-FAC: times the mean eigenvalue, as whence's default
 RANK = 100
 
 
@@ -31,17 +32,16 @@ class Analysis:
         self.rows = DataLoader(TensorDataset(*workload.train), batch_size=self.batch)
         self.influence: Any
         if kind == "ekfac":
-            self.influence = EkfacInfluence(
-                workload.model, update_diagonal=True, hessian_regularization=REGULARIZATION
-            )
+            self.influence = EkfacInfluence(workload.model, update_diagonal=True)
         else:
-            self.influence = NystroemSketchInfluence(
-                workload.model, mean_loss, regularization=REGULARIZATION, rank=RANK
-            )
+            self.influence = NystroemSketchInfluence(workload.model, mean_loss, REGULARIZATION, RANK)
 
     def fit(self) -> None:
         """Fit the curvature."""
         self.influence = self.influence.fit(self.rows)
+        if isinstance(self.influence, EkfacInfluence):
+            values = torch.cat(list(self.influence.ekfac_representation.diags))
+            self.influence.hessian_regularization = RELATIVE * float(values.mean())
 
     def pairwise(self) -> np.ndarray:
         """Return scores [Q, N]."""
