@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from whence.curvature.base import eigen
+from whence.curvature.base import Damping, absolute, eigen
 from whence.curvature.blocks import DenseInverse, EigenInverse, rotated
-from whence.curvature.damping import DampingRule
+from whence.curvature.covariance import Covariance
 from whence.errors import NumericalError
-from whence.gradients import Factor, Fisher, Gradients, GradientStream, Lookup, Matrix, Outer
+from whence.gradients import Factor, Fisher, Gradients, GradientStream, Lookup, Outer
 
 __all__ = [
-    "Covariance",
     "Eigenbasis",
     "FisherPass",
-    "covariances",
     "dense_inverse",
     "eigen_inverse",
     "eigenbases",
@@ -28,8 +25,6 @@ __all__ = [
     "second_moments",
 ]
 
-_LARGEST_WHOLE = 2048  # parameters of a layer whose whole block is kept
-_LARGEST_SIDE = 8192  # inputs whose covariance is kept; beyond, its diagonal
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,60 +63,6 @@ class FisherPass:
             yield self.stream.fisher(chunk, self.kind, self.seed)
 
 
-@dataclass(eq=False)
-class Covariance:
-    """Sums of one layer: Σ a aᵀ over positions (a diagonal for embeddings), Σ δ δᵀ, or Σ g gᵀ of small layers.
-
-    Gradients that come multiplied out have no a and δ. A small layer's whole block is summed instead; of a large one
-    Σ gᵀg and Σ g gᵀ, whose eigenvectors are those of A and G where the block is their Kronecker product.
-    """
-
-    inputs: Tensor
-    outputs: Tensor
-    positions: float = 0
-
-    @property
-    def whole(self) -> bool:
-        """Whether the outputs' sum is that of the whole block."""
-        return self.inputs.ndim == 0
-
-    def update(self, factors: list[Factor]) -> None:
-        """Add a chunk: the gradients of one or more backward passes, which share their inputs."""
-        deltas = []
-        for factor in factors:
-            if isinstance(factor, Matrix):
-                self._update_matrix(factor.m)
-                continue
-            deltas.append(factor.d)
-            exact = factor.d.flatten(0, 1).double()  # rounding of small eigenvalues would depend on the chunks
-            add_gram(self.outputs, exact)
-        first = factors[0]
-        if isinstance(first, Lookup):
-            used = first.index[_taking_part(deltas)]
-            self.inputs.index_add_(0, used, torch.ones_like(used, dtype=self.inputs.dtype))
-            self.positions += used.numel()
-        elif isinstance(first, Outer):
-            a = first.a.flatten(0, 1)
-            if first.d.shape[1] > 1:
-                present = _taking_part(deltas).flatten()  # padding is no part of the layer's inputs
-                a = a if bool(present.all()) else a[present]
-            add_gram(self.inputs, a)
-            self.positions += len(a)
-
-    def _update_matrix(self, m: Tensor) -> None:
-        """Add gradients that are multiplied out [B, O, I]."""
-        if self.whole:
-            add_gram(self.outputs, m.flatten(1).double())
-            return
-        add_gram(self.outputs, m.transpose(1, 2).reshape(-1, m.shape[1]).double())
-        squares = m.double().square()
-        self.positions += float(squares.sum())  # the trace: eigenvalues of both sides multiply to those of the block
-        if self.inputs.ndim == 1:
-            self.inputs += squares.sum((0, 1))
-        else:
-            add_gram(self.inputs, m.reshape(-1, m.shape[2]))
-
-
 @dataclass(frozen=True, eq=False)
 class Eigenbasis:
     """Eigenvalues and eigenvectors of both sides of one layer, in float64; q_a None is the identity."""
@@ -151,40 +92,15 @@ class Eigenbasis:
         return Eigenbasis(self.s_g, self.q_g.to(dtype), self.s_a, self.q_a[:, empty:].to(dtype).contiguous(), empty)
 
 
-def covariances(samples: Iterator[list[Gradients]]) -> dict[str, Covariance]:
-    """Return every layer's covariance sums, accumulated in float64."""
-    sums: dict[str, Covariance] = {}
-    for sample in samples:
-        for name, first in sample[0].layers.items():
-            if name not in sums:
-                sums[name] = _zeros(first)
-            sums[name].update([part.layers[name] for part in sample])
-    return sums
-
-
-def add_gram(total: Tensor, a: Tensor) -> None:
-    """Add aᵀa to ``total``, multiplying out only the blocks on and below the diagonal; see `symmetric`."""
-    width = a.shape[1]
-    step = width if width < 128 else -(-width // 4)
-    for start in range(0, width, step):
-        total[start : start + step, : start + step] += a[:, start : start + step].T @ a[:, : start + step]
-
-
-def symmetric(total: Tensor) -> Tensor:
-    """Return the symmetric matrix whose lower triangle is that of ``total``."""
-    lower = total.tril()
-    return lower + lower.tril(-1).T
-
-
 def eigenbases(sums: dict[str, Covariance], count: int) -> dict[str, Eigenbasis]:
     """Return the eigenbases of all Kronecker layers. Input side averaged over positions, output side summed."""
     bases = {}
     for name, covariance in sums.items():
         if covariance.whole:
             continue
-        s_g, q_g = eigen(symmetric(covariance.outputs) / count, name)
-        scaled = covariance.inputs / (covariance.positions or 1)
-        s_a, q_a = (scaled, None) if scaled.ndim == 1 else eigen(symmetric(scaled), name)
+        s_g, q_g = eigen(covariance.outputs.total / count, name)
+        scaled = covariance.mean_inputs()
+        s_a, q_a = (scaled, None) if scaled.ndim == 1 else eigen(scaled, name)
         bases[name] = Eigenbasis(s_g, q_g, s_a, q_a)
     return bases
 
@@ -252,11 +168,13 @@ def low_rank(grid: Tensor, rows: Tensor, columns: Tensor, tolerance: float) -> t
     return (u / left[:, None]).T, (v / right[:, None]).T, float(residual)
 
 
-def dense_inverse(outputs: Tensor, rule: DampingRule, name: str) -> tuple[DenseInverse, float]:
+def dense_inverse(
+    covariance: Covariance, count: int, damping: Damping, decay: float, name: str
+) -> tuple[DenseInverse, float]:
     """Return the inverse of a small layer's whole Fisher block, and its absolute damping."""
-    values, vectors = eigen(symmetric(outputs) / rule.count, name)
-    damped = rule.choose(name, values)
-    return DenseInverse((vectors / (values + invertible(damped + rule.decay, values, name))) @ vectors.T), damped
+    values, vectors = eigen(covariance.outputs.total / count, name)
+    damped = absolute(damping, float(values.mean()))
+    return DenseInverse((vectors / (values + invertible(damped + decay, values, name))) @ vectors.T), damped
 
 
 def invertible(shift: float, eigenvalues: Tensor, name: str) -> float:
@@ -280,22 +198,3 @@ def eigen_inverse(
     q_a = None if basis.q_a is None else basis.q_a.to(dtype)
     u, v = (factor.to(dtype) for factor in factors)
     return EigenInverse(basis.q_g.to(dtype), q_a, basis.reduced(dtype).empty, grid.to(dtype), u, v)
-
-
-def _taking_part(deltas: list[Tensor]) -> Tensor:
-    """Return which positions have a gradient in any backward pass [B, T]."""
-    return torch.stack([(d != 0).any(-1) for d in deltas]).any(0)
-
-
-def _zeros(factor: Factor) -> Covariance:
-    """Return empty sums for a layer."""
-    device = next(iter(factor.tensors().values())).device
-    zeros = partial(torch.zeros, dtype=torch.float64, device=device)
-    if isinstance(factor, Matrix):
-        out, inp = factor.m.shape[1:]
-        if out * inp <= _LARGEST_WHOLE:
-            return Covariance(zeros(()), zeros(out * inp, out * inp))
-        return Covariance(zeros((inp, inp) if inp <= _LARGEST_SIDE else (inp,)), zeros(out, out))
-    out = factor.d.shape[-1]
-    shape = (factor.width,) if isinstance(factor, Lookup) else (factor.a.shape[-1],) * 2
-    return Covariance(zeros(shape), zeros(out, out))
