@@ -22,9 +22,9 @@ __all__ = ["DataInf", "DataInfPreconditioner", "datainf_from_state"]
 class DataInf:
     r"""H_l⁻¹ ≈ (1/N) Σ_i (g_i g_iᵀ + s I)⁻¹ = (1/s) (I − (1/N) Σ_i g_i g_iᵀ / (s + ‖g_i‖²)) in each layer l.
 
-    s is the layer's damping plus the weight decay. The average and the inverse are *swapped*: it is the mean of N inverses, not the inverse of the mean, and equals
-    the inverse of the empirical Fisher's block only where all g_i g_iᵀ are alike or the damping is large. It always
-    lies above that inverse. g_i are the gradients of the training loss.
+    s is the layer's damping plus the weight decay, g_i are the gradients of the training loss. The average and the
+    inverse are *swapped*: it is the mean of N inverses, not the inverse of the mean, and equals the inverse of the
+    empirical Fisher's block only where all g_i g_iᵀ are alike or the damping is large. It always lies above it.
 
     Args:
         damping: A number, or `Relative` to the mean eigenvalue of the layer's empirical Fisher, as in the paper (0.1).

@@ -18,7 +18,8 @@ from whence.curvature.base import (
     validate_damping,
     validate_fisher,
 )
-from whence.curvature.kronecker import FisherPass, covariances, eigenbases, symmetric
+from whence.curvature.covariance import covariances
+from whence.curvature.kronecker import FisherPass, eigenbases
 from whence.errors import ConfigError, NumericalError
 from whence.gradients import Factor, Fisher, Gradients, GradientStream, Lookup, Matrix, Outer
 from whence.gradients.projection import random_projection
@@ -220,7 +221,7 @@ def _eigen_sides(gradients: FisherPass, ranks: tuple[int, int]) -> dict[str, Sid
     for layer in gradients.stream.layers:
         k_out, k_in = min(ranks[0], layer.shape[0]), min(ranks[1], layer.shape[1])
         if layer.name not in bases:  # a small layer whose whole block is known: one row, or columns by their energy
-            block = symmetric(sums[layer.name].outputs).reshape(*layer.shape, *layer.shape)
+            block = sums[layer.name].outputs.total.reshape(*layer.shape, *layer.shape)
             outputs = eigen(torch.einsum("oipi->op", block), layer.name)[1][:, -k_out:]
             sides[layer.name] = Sides(outputs, eigen(torch.einsum("oioj->ij", block), layer.name)[1][:, -k_in:])
             continue
