@@ -157,8 +157,11 @@ def concatenate(blocks: list[Block]) -> Block:
         return blocks[0]
     parts = {}
     for name, first in blocks[0].parts.items():
-        fields = {key: torch.cat([block.parts[name].fields[key] for block in blocks]) for key in first.fields}
-        parts[name] = Part(first.layout, fields)
+        own = [block.parts[name] for block in blocks]
+        fields = {key: torch.cat([part.fields[key] for part in own]) for key in first.fields}
+        scale = None if first.scale is None else torch.cat([part.scale for part in own if part.scale is not None])
+        norm = None if first.norm is None else torch.cat([part.norm for part in own if part.norm is not None])
+        parts[name] = Part(first.layout, fields, scale, norm)
     return Block(parts)
 
 
@@ -192,7 +195,8 @@ def _encode_part(part: Part, dtype: torch.dtype) -> Part:
     main = fields.get("values", fields.get("a"))
     norm = None
     if part.layout.kind in ("flat", "outer") and main is not None:
-        norm = main.double().norm(dim=1).float()
+        norm = torch.linalg.vector_norm(main if main.dtype.itemsize > 2 else main.float(), dim=1)
+        norm = norm.float()
     return Part(part.layout, fields, factor, norm)
 
 
@@ -220,6 +224,12 @@ def stored_error(block: Block, stored: Block) -> dict[str, list[float]]:
 
 def _part_error(part: Part, stored: Part) -> list[float]:
     """Return squared error and squared norm of one layer."""
+    name = "values" if "values" in part.fields else "d"
+    if part.fields[name].dtype == stored.fields[name].dtype:
+        squares = part.fields[name].square().sum(1)
+        if "a" in part.fields:
+            squares = squares * part.fields["a"].square().sum(1)
+        return [0.0, float(squares.double().sum())]
     counts = part.fields.get("counts")
     scale = None if stored.scale is None else _spread(stored.scale.double(), counts)[:, None]
     if "values" in part.fields:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from whence.index.queries import Columns, Dense, QueryFeatures, QueryPart, Terms
 __all__ = ["Products"]
 
 _BUFFER_NUMBERS = 2**20
+_LARGEST_PIECE = 4096
 _SLACK = 1e-4
 
 
@@ -46,41 +48,62 @@ class Products:
             raise ConfigError(f"query features must have the layers {names}, got {list(features.parts)}.")
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         kernels = {one.name: _kernel(features.parts[one.name], one, wide) for one in layouts}
-        width = sum(layout.out + layout.inp for layout in layouts) + sum(k.width for k in kernels.values())
+        converted = 0 if wide == dtype else sum(layout.out + layout.inp for layout in layouts)
+        width = converted + sum(kernel.width for kernel in kernels.values()) + len(features)
         return Products(kernels, len(features), width, wide)
 
     def rows_a_piece(self, block: Block) -> int:
         """Return how many rows of a block keep the buffers small."""
-        positions = max((p.numbers // max(1, p.layout.out + p.layout.inp) for p in block.parts.values()), default=0)
+        positions = max((len(p.fields.get("d", ())) for p in block.parts.values()), default=0)
         longest = max(1, -(-positions // max(1, len(block))))
-        return max(1, _BUFFER_NUMBERS // (self.width * longest))
+        return max(1, min(_LARGEST_PIECE, _BUFFER_NUMBERS // self.width) // longest)
 
     def inner(self, block: Block) -> Tensor:
         """Return all inner products [B, Q], a piece of the block at a time."""
         found = torch.zeros(len(block), self.queries, dtype=self.dtype)
         for start, piece in block.pieces(self.rows_a_piece(block)):
-            total = found[start : start + len(piece)]
+            total: Tensor = found[start : start + len(piece)]
             for name, kernel in self.kernels.items():
                 total += _scaled(kernel.inner(piece.parts[name], self.dtype), piece.parts[name])
         return found
 
     @property
     def bounded(self) -> bool:
-        """Whether `bounds` is available and worth its price: one query or a few, no positions."""
+        """Whether `begin` is available and worth its price: one query or a few, no positions."""
         return self.queries <= 4 and all(isinstance(kernel, (_Outer, _Flat)) for kernel in self.kernels.values())
 
-    def bounds(self, block: Block) -> Tensor:
-        """Return upper bounds [B, Q] of the absolute inner products, with room for rounding.
+    def begin(self, block: Block) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return upper bounds [B, Q] of the absolute products, and what was computed for them.
 
         For d aᵀ and Σ_r d_r a_rᵀ: |Σ_r x_r (a_r·a)| ≤ ‖Σ_r x_r a_r‖ ‖a‖, x_r = d_r·d, from the smaller side d alone.
+        The bounds leave room for rounding.
         """
-        found = torch.zeros(len(block), self.queries, dtype=self.dtype)
+        bounds = torch.zeros(len(block), self.queries, dtype=self.dtype)
+        begun: dict[str, list[Tensor]] = {name: [] for name in self.kernels}
         for start, piece in block.pieces(self.rows_a_piece(block)):
-            total: Tensor = found[start : start + len(piece)]
+            total: Tensor = bounds[start : start + len(piece)]
+            for name, kernel in self.kernels.items():
+                part = piece.parts[name]
+                assert isinstance(kernel, (_Outer, _Flat)) and part.norm is not None
+                x = kernel.left(part, self.dtype)
+                begun[name].append(x)
+                total += _scaled(kernel.lengths(x) * part.norm.to(self.dtype)[:, None], part)
+        return bounds.mul(1 + _SLACK), {name: torch.cat(found) for name, found in begun.items()}
+
+    def finish(self, block: Block, begun: dict[str, Tensor], rows: Tensor) -> Tensor:
+        """Return the inner products of some rows [len(rows), Q], going on from `begin`."""
+        found = torch.zeros(len(rows), self.queries, dtype=self.dtype)
+        whole = len(rows) == len(block)
+        for own, some in zip(found.split(_LARGEST_PIECE), rows.split(_LARGEST_PIECE), strict=True):
+            at: slice | Tensor = slice(int(some[0]), int(some[-1]) + 1) if whole else some
             for name, kernel in self.kernels.items():
                 assert isinstance(kernel, (_Outer, _Flat))
-                total += _scaled(kernel.bound(piece.parts[name], self.dtype), piece.parts[name])
-        return found.mul(1 + _SLACK)
+                part = block.parts[name]
+                side = part.fields[kernel.right_side]
+                right = side[at] if whole else side.index_select(0, some)
+                product = kernel.right(begun[name][at], right.to(self.dtype))
+                own += product if part.scale is None else product * part.scale[at].to(self.dtype)[:, None]
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,20 +111,29 @@ class _Flat:
     """Values [B, D] with matrices [Q, D]."""
 
     matrix: Tensor
+    right_side = "values"
 
     @property
     def width(self) -> int:
-        return 0
+        """Numbers a row in buffers."""
+        return len(self.matrix)
 
     def inner(self, part: Part, dtype: torch.dtype) -> Tensor:
         """Return products [B, Q]."""
         return part.fields["values"].to(dtype) @ self.matrix.T
 
-    def bound(self, part: Part, dtype: torch.dtype) -> Tensor:
-        """Return ‖f_i‖ ‖f_q‖ [B, Q]."""
-        assert part.norm is not None
+    def left(self, part: Part, dtype: torch.dtype) -> Tensor:
+        """Return nothing: there is no smaller side."""
+        return torch.empty(len(part), 0, dtype=dtype)
+
+    def lengths(self, left: Tensor) -> Tensor:
+        """Return ‖f_q‖ [B, Q]."""
         lengths: Tensor = self.matrix.norm(dim=1)
-        return part.norm.to(dtype)[:, None] * lengths
+        return lengths.expand(len(left), -1)
+
+    def right(self, left: Tensor, values: Tensor) -> Tensor:
+        """Return products [B, Q]."""
+        return values @ self.matrix.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,25 +143,37 @@ class _Outer:
     d: Tensor  # [Q·R, O], contiguous: a product with few columns is fastest in this layout
     a: Tensor  # [Q·R, I]
     queries: int
+    right_side = "a"
 
     @property
     def width(self) -> int:
+        """Numbers a row in buffers."""
         return 2 * len(self.d)
+
+    @cached_property
+    def roots(self) -> Tensor:
+        """S [Q, R, R] with S Sᵀ = A Aᵀ for the terms A [Q, R, I], so that ‖Aᵀx‖ = ‖Sᵀx‖."""
+        terms = self.a.reshape(self.queries, -1, self.a.shape[1]).double()
+        triangle: Tensor = torch.linalg.qr(terms.transpose(1, 2), mode="r")[1]
+        return triangle.transpose(1, 2).to(self.a.dtype)
 
     def inner(self, part: Part, dtype: torch.dtype) -> Tensor:
         """Return products [B, Q]."""
-        found = part.fields["d"].to(dtype) @ self.d.T  # [P, Q·R]
-        found *= part.fields["a"].to(dtype) @ self.a.T
-        return _per_example(found.reshape(len(found), self.queries, -1).sum(2), part)
+        return _per_example(self.right(self.left(part, dtype), part.fields["a"].to(dtype)), part)
 
-    def bound(self, part: Part, dtype: torch.dtype) -> Tensor:
-        """Return ‖Σ_r x_r a_r‖ ‖a‖ [B, Q]."""
-        assert part.norm is not None
-        x = (part.fields["d"].to(dtype) @ self.d.T).reshape(len(part), self.queries, -1)  # [B, Q, R]
-        terms = self.a.reshape(self.queries, -1, self.a.shape[1])
-        roots = _gram_roots(terms)  # [Q, R, R]
-        lengths = torch.einsum("bqr,qrs->bqs", x, roots).square_().sum(2).sqrt_()
-        return lengths * part.norm.to(dtype)[:, None]
+    def left(self, part: Part, dtype: torch.dtype) -> Tensor:
+        """Return x_r = d_r·d [P, Q·R]."""
+        return part.fields["d"].to(dtype) @ self.d.T
+
+    def lengths(self, left: Tensor) -> Tensor:
+        """Return ‖Σ_r x_r a_r‖ [B, Q]."""
+        x = left.reshape(len(left), self.queries, -1).transpose(0, 1)  # [Q, B, R]
+        lengths: Tensor = torch.linalg.vector_norm(x @ self.roots, dim=2)
+        return lengths.T
+
+    def right(self, left: Tensor, a: Tensor) -> Tensor:
+        """Return Σ_r x_r (a_r·a) [P, Q]."""
+        return (left * (a @ self.a.T)).reshape(len(left), self.queries, -1).sum(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +185,7 @@ class _OuterDense:
 
     @property
     def width(self) -> int:
+        """Numbers a row in buffers."""
         return len(self.m)
 
     def inner(self, part: Part, dtype: torch.dtype) -> Tensor:
@@ -158,6 +203,7 @@ class _Table:
 
     @property
     def width(self) -> int:
+        """Numbers a row in buffers."""
         return self.table.shape[1] * self.table.shape[2]
 
     def inner(self, part: Part, dtype: torch.dtype) -> Tensor:
@@ -211,12 +257,6 @@ def _table(part: QueryPart, layout: Layout, dtype: torch.dtype) -> _Table:
         )
     zero = m.new_zeros(1, len(m), layout.out)
     return _Table(torch.cat([m.permute(2, 0, 1), zero]), torch.arange(layout.inp))
-
-
-def _gram_roots(terms: Tensor) -> Tensor:
-    """Return S [Q, R, R] with S Sᵀ = A Aᵀ for A [Q, R, I], so that ‖Aᵀx‖ = ‖Sᵀx‖."""
-    triangle: Tensor = torch.linalg.qr(terms.double().transpose(1, 2), mode="r")[1]
-    return triangle.transpose(1, 2).to(terms.dtype)
 
 
 def _per_example(values: Tensor, part: Part) -> Tensor:

@@ -112,23 +112,29 @@ def best(
 
 def _pruned(state: TopK, block: Block, rows: Tensor, first: int, products: Products, sign: float) -> TopK:
     """Return the state after the rows of a block, skipping those whose bound is too small."""
-    bounds = products.bounds(block)[rows]  # [B, Q]
-    order = torch.argsort(bounds.amax(1), descending=True)
-    head = rows[order[:_HEAD]]
-    trial = state.update(products.inner(block.rows(head)) * sign, head + first)
-    alive = order[_HEAD:]
-    alive = alive[_reaches(bounds[alive], trial)]
-    if len(alive) > _WORTH_GATHERING * len(rows):
-        whole = products.inner(block)[rows] * sign
-        return state.update(whole, rows + first)
+    bounds, begun = products.begin(block)  # [B, Q]
+    if len(rows) < len(block):
+        hidden = torch.ones(len(block), dtype=torch.bool)
+        hidden[rows] = False
+        bounds[hidden] = -torch.inf
+    largest = bounds.amax(1)
+    head = largest.topk(_HEAD).indices
+    state = state.update(products.finish(block, begun, head) * sign, head + first)
+    largest[head] = bounds[head] = -torch.inf
+    alive = _reaching(bounds, state)
+    if len(alive) > _WORTH_GATHERING * len(block):
+        values = products.finish(block, begun, torch.arange(len(block)))[alive] * sign
+        return state.update(values, alive + first)
+    alive = alive[torch.argsort(largest[alive], descending=True)]
     size = _HEAD
     while len(alive):
-        some, alive = rows[alive[:size]], alive[size:]
-        trial = trial.update(products.inner(block.rows(some)) * sign, some + first)
-        alive, size = alive[_reaches(bounds[alive], trial)], 2 * size
-    return trial
+        some, alive = alive[:size], alive[size:]
+        state = state.update(products.finish(block, begun, some) * sign, some + first)
+        alive, size = alive[_reaching(bounds[alive], state)], 2 * size
+    return state
 
 
-def _reaches(bounds: Tensor, state: TopK) -> Tensor:
-    """Return which rows may still enter, for any query [B]."""
-    return (bounds.double() >= torch.from_numpy(state.thresholds)).any(1)
+def _reaching(bounds: Tensor, state: TopK) -> Tensor:
+    """Return which rows may still enter, for any query."""
+    reach = (bounds >= torch.from_numpy(state.thresholds).to(bounds.dtype)) & (bounds > -torch.inf)
+    return reach.any(1).nonzero()[:, 0]

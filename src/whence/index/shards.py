@@ -15,7 +15,7 @@ from torch import Tensor
 
 from whence.errors import RunFormatError
 from whence.features import ids_from_tensors, ids_to_tensors, read_metadata, read_tensors, write_tensors
-from whence.index.block import Block, Layout, Part, encode, stored_error
+from whence.index.block import Block, Layout, Part
 
 __all__ = ["Shard", "read_shard", "shard_path", "verify_shard", "write_shard"]
 
@@ -55,19 +55,17 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def write_shard(
-    path: Path, block: Block, ids: np.ndarray, self_scores: np.ndarray | None, dtype: torch.dtype, about: dict[str, Any]
+    path: Path, stored: Block, ids: np.ndarray, self_scores: np.ndarray | None, about: dict[str, Any]
 ) -> dict[str, Any]:
     """Write a shard under a temporary name and rename it; return what it says of itself.
 
     Args:
         path: Where.
-        block: Features in the type they were computed in; an index without features has no layers.
+        stored: Features as `encode` returns them; an index without features has no layers.
         ids: Their ids [B].
         self_scores: Their self-scores [B], or None.
-        dtype: What features are stored in.
-        about: ``start``, ``key`` (what the shard belongs to) and ``layers``.
+        about: ``start``, ``key`` (what the shard belongs to), ``layers`` and the ``error`` of storage.
     """
-    stored = encode(block, dtype)
     tensors = dict(ids_to_tensors(ids))
     if self_scores is not None:
         tensors[_SELF] = torch.from_numpy(np.ascontiguousarray(self_scores, dtype=np.float64))
@@ -78,7 +76,6 @@ def write_shard(
         **about,
         "rows": len(ids),
         "sha256": _digest(tensors),
-        "error": stored_error(block, stored),
     }
     partial = path.with_suffix(".partial")
     write_tensors(partial, tensors, metadata)

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from whence.errors import ConfigError, DataError, RunFormatError
 from whence.features import MANIFEST, check_target
-from whence.index.block import Block, Layout, concatenate
+from whence.index.block import Block, Layout, concatenate, encode, stored_error
 from whence.index.index import Index, open_index
 from whence.index.manifest import IndexManifest, dtype_of, key_of
 from whence.index.shards import read_shard, shard_path, verify_shard, write_shard
 
 __all__ = ["IndexWriter"]
+
+_PIECE = 2048
 
 
 @dataclass(kw_only=True)
@@ -65,6 +67,7 @@ class IndexWriter:
         self._blocks: list[Block] = []
         self._ids: list[np.ndarray] = []
         self._own: list[np.ndarray] = []
+        self._error: dict[str, tuple[float, float]] = {}
         self._written: list[dict[str, Any]] = []
         self._seen: set[Any] = set()
         self._with_self: bool | None = None
@@ -101,15 +104,16 @@ class IndexWriter:
         self._take_ids(ids)
         done = 0
         while done < len(ids):
-            room = self.shard_rows - sum(len(part) for part in self._ids)
+            left = self.shard_rows - sum(len(part) for part in self._ids)
+            room = min(left, _PIECE)
             some = slice(done, min(done + room, len(ids)))
             if block.parts:
-                self._blocks.append(block.rows(some))
+                self._take(block.rows(some))
             self._ids.append(ids[some])
             if self_scores is not None:
                 self._own.append(np.asarray(self_scores)[some])
             done = some.stop
-            if some.stop - some.start == room:
+            if some.stop - some.start == left:
                 self._flush()
 
     def close(self) -> Index:
@@ -141,6 +145,14 @@ class IndexWriter:
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + wrong, before[1] + whole)
         return sums
+
+    def _take(self, block: Block) -> None:
+        """Encode some rows and measure what storing them costs in precision."""
+        stored = encode(block, self._stored_as)
+        for name, (wrong, whole) in stored_error(block, stored).items():
+            before = self._error.get(name, (0.0, 0.0))
+            self._error[name] = (before[0] + wrong, before[1] + whole)
+        self._blocks.append(stored)
 
     def _check(self, block: Block, ids: np.ndarray, self_scores: np.ndarray | None) -> None:
         """Raise unless some rows fit those before."""
@@ -220,15 +232,16 @@ class IndexWriter:
         block = concatenate(self._blocks) if self._blocks else Block({})
         own = np.concatenate(self._own) if self._own else None
         path = shard_path(Path(self.folder), number)
+        error = {name: [float(f"{value:.6g}") for value in sums] for name, sums in self._error.items()}
         try:
             layers = [layout.as_json() for layout in self._layouts or ()]
-            about = {"start": row, "key": self._key, "layers": layers}
-            self._written.append(write_shard(path, block, np.concatenate(self._ids), own, self._stored_as, about))
-        except OSError as error:
+            about = {"start": row, "key": self._key, "layers": layers, "error": error}
+            self._written.append(write_shard(path, block, np.concatenate(self._ids), own, about))
+        except OSError as refused:
             raise RunFormatError(
-                f"{path} must be writable, got: {error.strerror or error}. Free some space and start again: "
+                f"{path} must be writable, got: {refused.strerror or refused}. Free some space and start again: "
                 "finished shards are kept."
-            ) from error
-        self._blocks, self._ids, self._own = [], [], []
+            ) from refused
+        self._blocks, self._ids, self._own, self._error = [], [], [], {}
 
 
