@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_against_dense import DECAY, Fitted, assert_applies, assert_norm_close, fitted, shift
 from torch import Tensor
 
 import oracle
-import zoo
-from test_against_dense import DECAY, Fitted, assert_applies, assert_norm_close, fitted, shift
 from whence.curvature import CG, EKFAC, KFAC, Curvature, Diagonal, LiSSA, Neumann, Relative
 from whence.curvature.solve import conjugate_gradients
 from whence.data import as_examples
@@ -130,15 +129,17 @@ def test_no_convergence_is_an_error_unless_asked_otherwise(config: Any) -> None:
     assert told["converged"] is False and told["residual"] > config.tolerance and told["solves"] == 11
 
 
-@pytest.mark.parametrize("scale", ["auto", 40.0])
+@pytest.mark.parametrize("scale", ["auto", 20.0])
 @pytest.mark.parametrize("name", ["linear", "mlp", "text"])
 def test_lissa_without_sampling_tends_to_its_fixed_point(name: str, scale: Any) -> None:
     of = fitted(name, budget=KEPT)
     matrix = dense(of)
-    found = of.fit(LiSSA(damping=0.3, batch=100, depth=1500, scale=scale, tolerance=1e-6))
-    assert_applies(of, found, inverse_of(matrix, 0.3 + DECAY), low_rank=1e-5)
+    found = of.fit(LiSSA(damping=1.0, batch=100, depth=400, scale=scale, tolerance=1e-6))
+    gradients, inverse = of.gradients(), inverse_of(matrix, 1.0 + DECAY)
+    assert_norm_close(found.precondition(gradients).dense(), gradients.dense() @ inverse, 1e-7)
+    assert_norm_close(found.quadratic(gradients), ((gradients.dense() @ inverse) * gradients.dense()).sum(1), 1e-7)
     told = found.summary()
-    assert told["damp"] * told["scale"] == pytest.approx(0.3 + DECAY)
+    assert told["damp"] * told["scale"] == pytest.approx(1.0 + DECAY)
     if scale == "auto":
         assert told["scale"] >= float(torch.linalg.eigvalsh(matrix)[-1])
 
@@ -158,8 +159,8 @@ def test_lissa_with_batches_is_near_and_repeats_bring_it_nearer() -> None:
     of = fitted("mlp", count=40, budget=KEPT)
     exact = of.gradients().dense() @ inverse_of(dense(of), 0.3 + DECAY)
     errors = []
-    for repeats in (1, 16):
-        config = LiSSA(damping=0.3, batch=8, depth=150, repeats=repeats, require_convergence=False)
+    for repeats in (1, 8):
+        config = LiSSA(damping=0.3, batch=8, depth=80, repeats=repeats, require_convergence=False)
         found = of.fit(config).precondition(of.gradients()).dense()
         errors.append(float((found - exact).norm() / exact.norm()))
     assert errors[1] < 0.6 * errors[0] < 0.2
@@ -188,10 +189,10 @@ def test_divergence_is_an_error_with_a_remedy(config: Curvature) -> None:
 
 def test_an_automatic_scale_is_doubled_until_it_holds() -> None:
     of = fitted("mlp", budget=KEPT)
-    found = of.fit(LiSSA(damping=0.3, batch=100, depth=1500, tolerance=1e-4))
+    found = of.fit(LiSSA(damping=1.0, batch=100, depth=300, tolerance=1e-4))
     solver = found.solver  # type: ignore[attr-defined]
     timid = replace(found, solver=replace(solver, scale=solver.scale / 8))  # type: ignore[type-var]
-    exact = of.gradients().dense() @ inverse_of(dense(of), 0.3 + DECAY)
+    exact = of.gradients().dense() @ inverse_of(dense(of), 1.0 + DECAY)
     assert_norm_close(timid.precondition(of.gradients()).dense(), exact, 1e-3)
 
 
