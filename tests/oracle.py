@@ -35,17 +35,37 @@ LOSSES: dict[str, LossFunction] = {"cross_entropy": cross_entropy, "mse": square
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules with parameters of their own, in order."""
-    return {name: m for name, m in model.named_modules() if list(m.parameters(recurse=False))}
+    """Return the modules with parameters of their own that no earlier module has, in order."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        own = {id(p) for p in module.parameters(recurse=False)}
+        if own - seen:
+            found[name] = module
+        seen |= own
+    return found
+
+
+def _shown_as(model: nn.Module, module: nn.Module) -> nn.Module:
+    """Return the module whose layout the weight has: a linear layer's where an embedding shares it."""
+    others = (m for m in model.modules() if isinstance(m, nn.Linear) and m.weight is getattr(module, "weight", None))
+    return next(others, module)
 
 
 def matrix_of(module: nn.Module, own: dict[str, Tensor]) -> Tensor:
     """Lay a module's tensors (shaped like its parameters) out as [O, I]."""
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return own["weight"].T
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
+    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear)):
         flat = own["weight"].flatten(1)
         return torch.cat([flat, own["bias"][:, None]], 1) if "bias" in own else flat
+    if isinstance(module, nn.ConvTranspose2d):
+        return torch.cat([own["weight"].transpose(0, 1).flatten(1), own["bias"][:, None]], 1)
+    if isinstance(module, nn.MultiheadAttention):
+        return torch.cat([own["in_proj_weight"], own["in_proj_bias"][:, None]], 1)
+    if isinstance(module, nn.RNNBase):
+        sides = [torch.cat([own[f"weight_{side}_l0"], own[f"bias_{side}_l0"][:, None]], 1) for side in ("ih", "hh")]
+        return torch.cat([side.reshape(-1) for side in sides])[None]
     return torch.cat([value.reshape(-1) for value in own.values()])[None]
 
 
@@ -55,7 +75,7 @@ def flatten(model: nn.Module, named: dict[str, Tensor], only: list[str] | None =
     for name, module in layers_of(model).items():
         if only is None or name in only:
             own = {key: named[f"{name}.{key}" if name else key] for key, _ in module.named_parameters(recurse=False)}
-            pieces.append(matrix_of(module, own).reshape(-1))
+            pieces.append(matrix_of(_shown_as(model, module), own).reshape(-1))
     return torch.cat(pieces)
 
 

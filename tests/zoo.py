@@ -74,6 +74,62 @@ class Residual(nn.Module):
         return self.last(y), None
 
 
+class Attending(nn.Module):
+    """A class token of its own, attention, an RMS norm written by hand, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.norm, self.last = Scale(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), 1, 4), x], 1)
+        return self.last(self.norm(x + self.attention(x, x, x, need_weights=False)[0])[:, 0])
+
+
+class Scale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.last = nn.LSTM(3, 2, batch_first=True), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.recurrent(x)[1][0][0])
+
+
+class Pairs(nn.Module):
+    """A bag of words and a number of features, multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(6, 3, mode="mean", padding_idx=0)
+        self.pair, self.last = nn.Bilinear(3, 2, 4), nn.Linear(4, 3)
+
+    def forward(self, index: Tensor, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.pair(self.bag(index), x)))
+
+
+class Tied(nn.Module):
+    """The output layer shares the embedding's table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.last = nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)
+        self.last.weight = self.table.weight
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.table(index)).mean(1))
+
+
 def _classes(count: int, classes: int = 3) -> Tensor:
     return torch.randint(0, classes, (count,))
 
@@ -152,6 +208,30 @@ def _sequence(n: int) -> Case:
     return Case(nn.Sequential(nn.Embedding(6, 4), nn.Tanh(), nn.Linear(4, 4)), torch.randint(0, 6, (n, 5)), targets)
 
 
+def _groups(n: int) -> Case:
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 2, groups=2), nn.Tanh(), nn.ConvTranspose2d(4, 2, 2, stride=2, padding=1), nn.Tanh(),
+        nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+    return Case(model, torch.randn(n, 4, 3, 3), _classes(n))
+
+
+def _attention(n: int) -> Case:
+    return Case(Attending(), torch.randn(n, 3, 4), _classes(n))
+
+
+def _recurrent(n: int) -> Case:
+    return Case(Recurrent(), torch.randn(n, 4, 3), _classes(n))
+
+
+def _pairs(n: int) -> Case:
+    return Case(Pairs(), (torch.randint(0, 6, (n, 4)), torch.randn(n, 2)), _classes(n))
+
+
+def _tied(n: int) -> Case:
+    return Case(Tied(), torch.randint(0, 4, (n, 5)), _classes(n, 4))
+
+
 def _twice(n: int) -> Case:
     return Case(Twice(), (torch.randint(0, 7, (n, 3)), torch.randint(0, 7, (n,))), _classes(n))
 
@@ -181,6 +261,11 @@ CASES: dict[str, Callable[[int], Case]] = {
     "twice": _twice,
     "named": _named,
     "residual": _residual,
+    "groups": _groups,
+    "attention": _attention,
+    "recurrent": _recurrent,
+    "pairs": _pairs,
+    "tied": _tied,
 }
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from whence.data import as_examples
+from whence.data import Batch, as_examples
 from whence.errors import ConfigError, DataError, NumericalError
 from whence.gradients import Gradients, GradientStream, Lookup, Matrix, check_capture, chunk_size, find_layers, record
 from whence.tasks import Task
@@ -25,30 +25,6 @@ class FunctionalUse(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(torch.tanh(F.linear(torch.tanh(self.first(x)), self.first.weight)))
-
-
-class Tied(nn.Module):
-    """The output layer shares the embedding's table."""
-
-    def __init__(self, bias: bool) -> None:
-        super().__init__()
-        self.table, self.last = nn.Embedding(4, 3), nn.Linear(3, 4, bias=bias)
-        self.last.weight = self.table.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.table(x)))
-
-
-class Folded(nn.Module):
-    """Folds positions into the batch before a layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last = nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, positions, _ = x.shape
-        return self.last(x.flatten(0, 1)).reshape(batch, positions, 3).mean(1)
 
 
 class SequenceFirst(nn.Module):
@@ -72,12 +48,34 @@ class Unused(nn.Module):
 
 
 class Keyword(nn.Module):
+    """Calls a layer by keyword."""
+
     def __init__(self) -> None:
         super().__init__()
         self.last = nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(input=x)
+
+
+class Scaled(nn.Module):
+    """A scale that may be called with another tensor, which it adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        return self.weight * (x if other is None else x + other)
+
+
+class TwoTensors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = Scaled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale(x, x.flip(0))
 
 
 def check(model: nn.Module, inputs: Tensor, layers: str | None = None) -> None:
@@ -92,13 +90,10 @@ FLOATS = torch.linspace(-1, 1, 30, dtype=torch.float64).sin()
     "build, inputs, named",
     [
         (FunctionalUse, FLOATS.reshape(6, 5), "'first'"),
-        (lambda: Tied(bias=True), torch.arange(4), "'table'"),
-        (lambda: Tied(bias=False), torch.arange(4), "'table'"),
-        (Folded, FLOATS.reshape(2, 3, 5), "'last'.*folds the batch"),
         (SequenceFirst, FLOATS.reshape(2, 3, 5), "'last'"),
         (SequenceFirst, FLOATS[:20].reshape(2, 2, 5), "'last'"),
         (Unused, FLOATS.reshape(6, 5), "'idle'.*take part"),
-        (Keyword, FLOATS.reshape(6, 5), "'last'.*one tensor"),
+        (TwoTensors, FLOATS.reshape(6, 5), "'scale'.*one tensor"),
     ],
 )
 def test_what_would_be_wrong_is_refused(build: Callable[[], nn.Module], inputs: Tensor, named: str) -> None:
@@ -113,10 +108,106 @@ def test_the_offending_layer_can_be_left_out() -> None:
     check(Unused(), FLOATS.reshape(6, 5), "used")
 
 
-def test_batch_statistics_are_refused() -> None:
-    model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, track_running_stats=False))
-    with pytest.raises(ConfigError, match="batch statistics"):
+    check(Keyword(), FLOATS.reshape(6, 5))
+
+
+class AlwaysTraining(nn.Module):
+    """Puts a part into training mode before every call."""
+
+    def __init__(self, part: nn.Module, *sizes: int) -> None:
+        super().__init__()
+        self.part, self.sizes = part, sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.part.train()
+        y = self.part(x.reshape(len(x), *self.sizes))
+        return (y[0] if isinstance(y, tuple) else y).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "model, named",
+    [
+        (nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, track_running_stats=False)), "'1'.*batch statistics"),
+        (nn.Sequential(nn.Linear(5, 3), AlwaysTraining(nn.BatchNorm1d(3), 3)), "'1.part'.*training mode"),
+        (AlwaysTraining(nn.InstanceNorm1d(1, affine=True, track_running_stats=True), 1, 5), "'part'.*training mode"),
+        (AlwaysTraining(nn.LSTM(1, 3, num_layers=2, dropout=0.5, batch_first=True), 5, 1), "'part'.*training mode"),
+    ],
+)
+def test_modules_in_training_mode_are_refused_before_they_change(model: nn.Module, named: str) -> None:
+    before = {key: value.clone() for key, value in model.double().state_dict().items()}
+    with pytest.raises(ConfigError, match=named):
         check(model, FLOATS.reshape(6, 5))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_training_mode_of_attention_is_refused() -> None:
+    class Attend(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(5, 1, dropout=0.5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.attention.train()
+            return self.attention(x[:, None], x[:, None], x[:, None])[0][:, 0]
+
+    with pytest.raises(ConfigError, match=r"'attention'.*training mode"):
+        check(Attend(), FLOATS.reshape(6, 5))
+
+
+class Blind(nn.Module):
+    """Fits its data so well that no gradient is left, and uses a weight twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(torch.tanh(F.linear(torch.tanh(self.first(x)), self.first.weight)))
+        return y + 1e4 * torch.eye(3, dtype=y.dtype)[0]
+
+
+@pytest.mark.parametrize("named_loss", [True, False])
+def test_vanished_gradients_do_not_hide_a_wrong_layer(named_loss: bool) -> None:
+    torch.manual_seed(0)
+    model = Blind().double()
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        assert batch.targets is not None
+        return F.cross_entropy(model(batch.inputs), batch.targets, reduction="none")
+
+    task = Task(model, "cross_entropy" if named_loss else loss)
+    examples = as_examples((FLOATS.reshape(6, 5), torch.zeros(6, dtype=torch.int64)))
+    stream = GradientStream(task, find_layers(model).layers, examples, 6)
+    assert not next(stream.training_gradients())[1].dense().any()
+    with pytest.raises(ConfigError, match="layer 'first' must equal"):
+        check_capture(task, find_layers(model), examples)
+    check_capture(task, find_layers(model, "last"), examples)
+
+
+def test_the_batch_where_another_dimension_has_its_size() -> None:
+    """[T, B, C] with T = B is told by the module that says so, not by sizes."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 1, 4, dropout=0.0).double()
+
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.transpose(0, 1)).mean(0)
+
+    inputs = torch.randn(6, 3, 4, dtype=torch.float64)
+    examples = as_examples((inputs, torch.tensor([0, 1, 2, 3, 0, 1])))
+    task = Task(First())
+    coverage = find_layers(task.model)
+    parts = {}
+    for chunk in (1, 3, 6):
+        stream = GradientStream(task, coverage.layers, examples, chunk)
+        parts[chunk] = torch.cat([gradients.dense() for _, gradients in stream.training_gradients()])
+    torch.testing.assert_close(parts[3], parts[1], rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(parts[6], parts[1], rtol=1e-10, atol=1e-13)
 
 
 def test_examples_that_interact_are_refused() -> None:
@@ -130,14 +221,9 @@ def test_examples_that_interact_are_refused() -> None:
 
 def test_nothing_to_attribute() -> None:
     with pytest.raises(ConfigError, match="at least one trainable"):
-        find_layers(nn.Sequential(nn.PReLU()))
+        find_layers(nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)))
     with pytest.raises(ConfigError, match="at least one trainable"):
-        find_layers(nn.Linear(2, 2), "no such layer")
-
-
-def test_grouped_convolutions_are_reported_as_missed() -> None:
-    model = nn.Sequential(nn.Conv2d(4, 4, 2, groups=2), nn.Conv1d(4, 4, 1), nn.Flatten(), nn.Linear(4, 2))
-    assert [name for name, _ in find_layers(model).missed] == ["0", "1"]
+        find_layers(nn.Tanh())
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "text"])

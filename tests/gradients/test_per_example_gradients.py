@@ -11,6 +11,7 @@ import oracle
 import zoo
 from whence.curvature.kronecker import FisherPass
 from whence.data import Examples, as_examples
+from whence.errors import ConfigError
 from whence.gradients import Gradients, GradientStream, Matrix, check_capture, concatenate, find_layers, squared_norm
 from whence.gradients.layers import Coverage
 from whence.tasks import Task
@@ -127,19 +128,42 @@ def test_frozen_layers_are_left_out() -> None:
     torch.testing.assert_close(captured(case, 4).dense(), torch.cat([truth[:, where["3"]], truth[:, where["5"]]], 1))
 
 
-def test_partly_frozen_and_unknown_modules_are_reported_as_missed() -> None:
-    model = nn.Sequential(nn.Linear(4, 3), nn.PReLU(), nn.Linear(3, 2))
-    model[0].bias.requires_grad_(False)
+def test_partly_frozen_modules_are_attributed_in_part() -> None:
+    case = zoo.make("mlp")
+    case.model[0].bias.requires_grad_(False)
+    case.model[5].weight.requires_grad_(False)
+    coverage = find_layers(case.model)
+    assert [layer.shape for layer in coverage.layers] == [(8, 5), (6, 8), (3, 1)]
+    assert coverage.share == 1.0
+    found = captured(case, 4)
+    truth = oracle.per_example_gradients(case.model, oracle.cross_entropy, case.inputs, case.targets)
+    where = oracle.blocks(case.model)
+    first, last = truth[:, where["0"]].reshape(-1, 8, 6), truth[:, where["5"]].reshape(-1, 3, 7)
+    torch.testing.assert_close(found.layers["0"].matrix(), first[:, :, :-1])
+    torch.testing.assert_close(found.layers["5"].matrix(), last[:, :, -1:])
+
+
+def test_what_cannot_be_attributed_is_named_with_its_share() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), nn.Linear(4, 3, bias=False), nn.PReLU(3))
     coverage = find_layers(model)
-    assert [layer.name for layer in coverage.layers] == ["2"]
-    assert dict(coverage.missed) == {"0": 12, "1": 1}
-    assert coverage.attributed == 8
-    assert coverage.share == pytest.approx(8 / 21)
+    assert dict(coverage.missed) == {"0": 20}
+    assert coverage.attributed == 15
+    assert coverage.fallback == ("2",)
+    assert coverage.share == pytest.approx(15 / 35)
+    assert coverage.describe() == (
+        "15 of 35 trainable parameters attributed (42.9%); cannot be attributed: '0' (57.1%)"
+    )
 
 
-@pytest.mark.parametrize("choice, names", [("last", ["5"]), ("3|5", ["3", "5"]), (["0", "nothing"], ["0"])])
+@pytest.mark.parametrize("choice, names", [("last", ["5"]), ("3|5", ["3", "5"]), (["0", "[35]"], ["0", "3", "5"])])
 def test_layers_can_be_chosen(choice: str | list[str], names: list[str]) -> None:
     assert [layer.name for layer in find_layers(zoo.make("mlp").model, choice).layers] == names
+
+
+@pytest.mark.parametrize("choice, near", [("boddy", "body"), (["head", "hea"], "head"), ("*", "regular expressions")])
+def test_a_pattern_that_matches_nothing_names_near_misses(choice: str | list[str], near: str) -> None:
+    with pytest.raises(ConfigError, match=near):
+        find_layers(zoo.make("named").model, choice)
 
 
 @pytest.mark.parametrize("name", zoo.CASES)

@@ -48,4 +48,5 @@ def random_projection(width: int, rank: int, *, name: str, seed: int) -> Tensor:
         True
     """
     orthonormal: Tensor = torch.linalg.qr(random_normal(width, rank, name=name, seed=seed))[0]
-    return orthonormal * (width / rank) ** 0.5
+    scale: float = (width / rank) ** 0.5
+    return orthonormal * scale

@@ -247,7 +247,8 @@ def check_capture(task: Task, coverage: Coverage, examples: Examples) -> None:
     chunk = stream.run(examples.batch(rows), rows)
     singles = [chunk.batch.row(position) for position in range(len(rows))]
     tolerance = _tolerance(chunk)
-    _compare(coverage, chunk.training(keep=True), [parameter_gradients(task, "loss", one) for one in singles], tolerance)
+    truth = [parameter_gradients(task, "loss", one) for one in singles]
+    _compare(coverage, chunk.training(keep=True), truth, tolerance)
     probe = chunk if chunk.outputs is not None else _outputs_of_model(stream, chunk)
     if probe is None or probe.outputs is None:
         return
@@ -275,7 +276,7 @@ def _outputs_of_model(stream: GradientStream, chunk: Chunk) -> Chunk | None:
 def _tolerance(chunk: Chunk) -> float:
     """Return the relative error that rounding explains, by the coarsest type that was computed in."""
     types = (chunk.tape.coarsest, chunk.losses.dtype, chunk.task.dtype)
-    return max({torch.float64: 1e-8, torch.float32: 1e-3}.get(dtype, 5e-2) for dtype in types)
+    return max({torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2}.get(dtype, 0.15) for dtype in types)
 
 
 def _compare(coverage: Coverage, captured: Gradients, truth: Sequence[dict[str, Tensor]], tolerance: float) -> None:

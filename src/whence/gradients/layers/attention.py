@@ -68,7 +68,7 @@ class AttentionSource(Source):
         """Return the projected query, key and value, marked."""
         m = self.module
         bias = m.in_proj_bias
-        if m.in_proj_weight is None:
+        if m._parameters["in_proj_weight"] is None:
             weights = (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight)
             biases = (None,) * 3 if bias is None else bias.chunk(3)
             found = []
@@ -173,14 +173,14 @@ def attention(site: Site, inner: Site) -> AttentionSource | None:
     if not isinstance(module, nn.MultiheadAttention):
         return None
     groups: list[tuple[str, tuple[Piece, ...]]] = []
-    if module.in_proj_weight is not None:
-        groups.append((site.name, site.pieces(in_proj_weight="rows", in_proj_bias="column")))
+    if module._parameters["in_proj_weight"] is not None:
+        groups.append((site.name, site.pieces({"in_proj_weight": "rows", "in_proj_bias": "column"})))
     else:
         for key in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-            groups.append((site.below(key), site.pieces(**{key: "rows"})))
-        groups.append((site.below("in_proj_bias"), site.pieces(in_proj_bias="row")))
-    groups.append((site.below("bias_kv"), site.pieces(bias_k="row", bias_v="row")))
-    groups.append((inner.name, inner.pieces(weight="rows", bias="column")))
+            groups.append((site.below(key), site.pieces({key: "rows"})))
+        groups.append((site.below("in_proj_bias"), site.pieces({"in_proj_bias": "row"})))
+    groups.append((site.below("bias_kv"), site.pieces({"bias_k": "row", "bias_v": "row"})))
+    groups.append((inner.name, inner.pieces({"weight": "rows", "bias": "column"})))
     slots = tuple(Slot(name, pieces) for name, pieces in groups if pieces)
     return AttentionSource(site.name, module, slots)
 

@@ -188,15 +188,15 @@ class Site:
         """Return the name of something inside; the root module has none of its own."""
         return f"{self.name}.{suffix}" if self.name else suffix
 
-    def pieces(self, **forms: Form) -> tuple[Piece, ...]:
+    def pieces(self, forms: Mapping[str, Form]) -> tuple[Piece, ...]:
         """Return the trainable ones among some parameters, in the given forms."""
         return tuple(
             Piece(self.names[key], self.module, key, form) for key, form in forms.items() if key in self.names
         )
 
-    def slots(self, **forms: Form) -> tuple[Slot, ...]:
+    def slots(self, forms: Mapping[str, Form]) -> tuple[Slot, ...]:
         """Return one slot of some parameters, or none if they are all frozen."""
-        pieces = self.pieces(**forms)
+        pieces = self.pieces(forms)
         return (Slot(self.name, pieces),) if pieces else ()
 
 

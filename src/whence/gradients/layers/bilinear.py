@@ -34,5 +34,5 @@ class BilinearSource(Source):
 def bilinear(site: Site) -> BilinearSource | None:
     """Return the source of a bilinear module."""
     if isinstance(site.module, nn.Bilinear):
-        return BilinearSource(site.name, site.module, site.slots(weight="rows", bias="column"))
+        return BilinearSource(site.name, site.module, site.slots({"weight": "rows", "bias": "column"}))
     return None

@@ -63,13 +63,16 @@ class TransposedSource(Source):
 
     def _patches(self, inputs: Tensor, wanted: torch.Size) -> Tensor:
         m = self.module
-        spread = [(n - 1) * s + 1 for n, s in zip(inputs.shape[2:], m.stride, strict=True)]
+        strides = [int(s) for s in m.stride]
+        spread = [(n - 1) * s + 1 for n, s in zip(inputs.shape[2:], strides, strict=True)]
         stuffed = inputs.new_zeros(*inputs.shape[:2], *spread)
-        stuffed[(..., *(slice(None, None, s) for s in m.stride))] = inputs
+        steps: list[slice[Any, Any, Any]] = [slice(None), slice(None), *(slice(None, None, s) for s in strides)]
+        stuffed[tuple(steps)] = inputs
         margins: list[int] = []
         reach = [d * (k - 1) for k, d in zip(m.kernel_size, m.dilation, strict=True)]
+        assert not isinstance(m.padding, str)
         for size, span, out, padding in zip(spread, reach, wanted, m.padding, strict=True):
-            left = span - int(padding)
+            left = span - padding
             margins[:0] = [left, out + span - left - size]  # the last dimension comes first
         windows = _windows(F.pad(stuffed, margins), m.kernel_size, m.dilation, (1,) * len(spread))
         count = len(spread)
@@ -81,10 +84,10 @@ def convolution(site: Site) -> Source | None:
     module = site.module
     if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         if module.groups > 1:
-            return TransposedSource(site.name, module, site.slots(weight="row", bias="row"))
-        return TransposedSource(site.name, module, site.slots(weight="swapped", bias="column"))
+            return TransposedSource(site.name, module, site.slots({"weight": "row", "bias": "row"}))
+        return TransposedSource(site.name, module, site.slots({"weight": "swapped", "bias": "column"}))
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return ConvolutionSource(site.name, module, site.slots(weight="rows", bias="column"))
+        return ConvolutionSource(site.name, module, site.slots({"weight": "rows", "bias": "column"}))
     return None
 
 

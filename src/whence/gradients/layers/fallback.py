@@ -89,10 +89,12 @@ def _loss_seeds(task: Task, batch: Batch, outputs: Tensor | None) -> Tensor:
 
 
 def _function(task: Task) -> Callable[..., Tensor]:
+    """Return a function of some parameters; all others are constants, so that no graph is kept for them."""
     value = _Value(task)
+    constants = {f"model.{name}": p.detach() for name, p in task.model.named_parameters()}
 
     def evaluate(named: dict[str, Tensor], batch: Any, seed: Tensor | None) -> Tensor:
-        replaced = {f"model.{name}": tensor for name, tensor in named.items()}
+        replaced = constants | {f"model.{name}": tensor for name, tensor in named.items()}
         result: Tensor = torch.func.functional_call(value, replaced, (batch, seed))
         return result
 

@@ -144,7 +144,8 @@ def _ordinary(module: nn.Module) -> bool:
         return False
     modules = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules")]
     known = modules[0] if modules[0] is not nn.Module else type(module)  # a user's own class is looked at by itself
-    return type(module).forward is known.forward and "forward" not in module.__dict__
+    own, original = (getattr(kind, "forward", None) for kind in (type(module), known))
+    return own is original and "forward" not in module.__dict__
 
 
 def _uses(site: Site, inner: Site, transposed: set[int]) -> Iterator[tuple[Source | None, Slot]]:
@@ -219,7 +220,7 @@ def _chosen(layers: list[Layer], choice: str | Sequence[str] | None, missed: lis
             if not any(_matches(pattern, name) for name in names):
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:8]
                 raise ConfigError(
-                    f"layers must name attributable layers by regular expressions of their whole names, got {pattern!r} "
+                    f"layers must be regular expressions of whole names of attributable layers, got {pattern!r} "
                     f"which matches none. Did you mean one of {near}?"
                 )
         layers = [layer for layer in layers if any(_matches(pattern, layer.name) for pattern in patterns)]

@@ -28,9 +28,9 @@ def linear(site: Site) -> LinearSource | None:
     """Return the source of a linear module."""
     module = site.module
     if isinstance(module, nn.Linear):
-        return LinearSource(site.name, module, site.slots(weight="rows", bias="column"))
+        return LinearSource(site.name, module, site.slots({"weight": "rows", "bias": "column"}))
     if type(module).__name__ == "Conv1D" and _has_transposed_weight(module):
-        return LinearSource(site.name, module, site.slots(weight="swapped", bias="column"))
+        return LinearSource(site.name, module, site.slots({"weight": "swapped", "bias": "column"}))
     return None
 
 

@@ -49,11 +49,12 @@ class BagSource(Source):
     def _bags(self, given: Tensor, offsets: Tensor | None, scales: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the indices [B, T] of every bag and what each one counts in a sum [B, T]."""
         given = given.detach().long()
-        scales = torch.ones_like(given, dtype=self.slot.dtype) if scales is None else scales.detach().to(self.slot.dtype)
+        scales = torch.ones_like(given) if scales is None else scales.detach()
+        scales = scales.to(self.slot.dtype)
         if offsets is not None:
-            ends = offsets[1:] if self.module.include_last_offset else torch.cat([offsets[1:], offsets.new_tensor([len(given)])])
-            starts = offsets[:-1] if self.module.include_last_offset else offsets
-            lengths = ends - starts
+            if not self.module.include_last_offset:
+                offsets = torch.cat([offsets, offsets.new_tensor([len(given)])])
+            starts, lengths = offsets[:-1], offsets.diff()
             place = torch.arange(int(lengths.max()), device=given.device)  # [T]
             inside = place < lengths[:, None]  # [B, T]
             at = (starts[:, None] + place).clamp(max=max(0, len(given) - 1))
@@ -79,7 +80,7 @@ def embedding(site: Site) -> Source | None:
     """Return the source of an embedding."""
     module = site.module
     if isinstance(module, nn.Embedding):
-        return EmbeddingSource(site.name, module, site.slots(weight="swapped"))
+        return EmbeddingSource(site.name, module, site.slots({"weight": "swapped"}))
     if isinstance(module, nn.EmbeddingBag):
-        return BagSource(site.name, module, site.slots(weight="swapped"))
+        return BagSource(site.name, module, site.slots({"weight": "swapped"}))
     return None

@@ -102,12 +102,12 @@ def norm(site: Site) -> Source | None:
     """Return the source of a normalisation."""
     module = site.module
     if isinstance(module, _NORMS):
-        return NormSource(site.name, module, site.slots(weight="row", bias="row"))
+        return NormSource(site.name, module, site.slots({"weight": "row", "bias": "row"}))
     own = list(module.named_parameters(recurse=False))
     if len(own) == 1 and own[0][1].ndim == 1 and not list(module.children()) and not list(module.buffers()):
         key, parameter = own[0]
         if _is_scale(module, key, parameter):
-            return ScaleSource(site.name, module, (Slot(site.name, site.pieces(**{key: "row"})),))
+            return ScaleSource(site.name, module, (Slot(site.name, site.pieces({key: "row"})),))
     return None
 
 

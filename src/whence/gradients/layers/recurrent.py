@@ -21,6 +21,8 @@ from whence.gradients.layers.base import Call, Site, Slot, Source, Tap, affine
 
 __all__ = ["CellSource", "RecurrentSource", "recurrent"]
 
+_INNER = ("weight_hh", "bias_hh", "weight_hr")
+
 
 @dataclass(frozen=True, eq=False)
 class RecurrentSource(Source):
@@ -50,10 +52,15 @@ class RecurrentSource(Source):
             )
         elif self.module.batch_first:
             x = x.transpose(0, 1)  # [T, B, I]
-        y, last = self._stack(x, self._initial(x, states), _inside(x, lengths), tap)
+        with torch.autocast(x.device.type, enabled=False):  # as torch's kernels: half precision at the ends only
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            y, last = self._stack(wide, self._initial(wide, states), _inside(x, lengths), tap)
+        like = call.output[1]
+        ends = tuple(a.to(b.dtype) for a, b in zip(last, like if isinstance(like, tuple) else (like,), strict=True))
+        end = ends if isinstance(like, tuple) else ends[0]
         if isinstance(packed, PackedSequence):
-            return _packed_like(y, packed), last
-        return (y.transpose(0, 1) if self.module.batch_first else y), last
+            return _packed_like(y.to(call.output[0].data.dtype), packed), end
+        return (y.transpose(0, 1) if self.module.batch_first else y).to(call.output[0].dtype), end
 
     def _initial(self, x: Tensor, states: Any) -> list[tuple[Tensor, ...]]:
         """Return the first states of every layer and direction; (h,) or (h, c)."""
@@ -63,11 +70,11 @@ class RecurrentSource(Source):
             sizes = [m.proj_size or m.hidden_size, m.hidden_size][: 2 if m.mode == "LSTM" else 1]
             return [tuple(x.new_zeros(x.shape[1], size) for size in sizes) for _ in range(count)]
         pair = states if isinstance(states, tuple) else (states,)
-        return [tuple(state[i] for state in pair) for i in range(count)]
+        return [tuple(state[i].to(x.dtype) for state in pair) for i in range(count)]
 
     def _stack(
         self, x: Tensor, first: list[tuple[Tensor, ...]], inside: Tensor | None, tap: Tap
-    ) -> tuple[Tensor, Tensor | tuple[Tensor, ...]]:
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run all layers and directions; return the outputs [T, B, ...] and the last states."""
         directions = 2 if self.module.bidirectional else 1
         ends: list[tuple[Tensor, ...]] = []
@@ -79,45 +86,48 @@ class RecurrentSource(Source):
                 outputs.append(y)
                 ends.append(end)
             x = torch.cat(outputs, -1)
-        last = tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
-        return x, last if len(last) > 1 else last[0]
+        return x, tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
 
     def _run(
         self, x: Tensor, state: tuple[Tensor, ...], inside: Tensor | None, suffix: str, tap: Tap
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run one layer in one direction."""
-        m = self.module
-        own = {key: _detached(m, f"{key}_{suffix}") for key in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-        assert own["weight_ih"] is not None and own["weight_hh"] is not None
-        steps, batch = x.shape[:2]
-        gates = F.linear(x, own["weight_ih"], own["bias_ih"])
-        gates = self._mark(tap, f"weight_ih_{suffix}", f"bias_ih_{suffix}", gates, lambda: x)
+        mode, steps = self.module.mode, len(x)
+        weight, bias, project = (_detached(self.module, f"{key}_{suffix}", x.dtype) for key in _INNER)
+        assert weight is not None
         before: list[Tensor] = []
         inner: list[Tensor] = []
-        hidden = x.new_zeros(steps, batch, gates.shape[-1])
-        hidden = self._mark(tap, f"weight_hh_{suffix}", f"bias_hh_{suffix}", hidden, lambda: torch.stack(before))
-        project = _detached(m, f"weight_hr_{suffix}")
-        shift: Tensor | None = None
-        if project is not None:
-            zero = x.new_zeros(steps, batch, len(project))
-            shift = self._mark(tap, f"weight_hr_{suffix}", "", zero, lambda: torch.stack(inner))
-        found: dict[int, Tensor] = {}
-        order = range(steps - 1, -1, -1) if suffix.endswith("_reverse") else range(steps)
-        for t in order:
+        gates, hidden, shift = self._marked(x, suffix, before, inner, tap)
+        found: list[Tensor] = []
+        backward = suffix.endswith("_reverse")
+        for t in range(steps - 1, -1, -1) if backward else range(steps):
             before.append(state[0].detach())
-            gate = F.linear(state[0], own["weight_hh"], own["bias_hh"]) + hidden[t]
-            new = _step(m.mode, gates[t], gate, state)
-            if project is not None and shift is not None:
+            new = _step(mode, gates[t], F.linear(state[0], weight, bias) + hidden[t], state)
+            if project is not None:
                 inner.append(new[0].detach())
                 new = (F.linear(new[0], project) + shift[t], new[1])
             if inside is not None:
                 new = tuple(torch.where(inside[t], n, old) for n, old in zip(new, state, strict=True))
             state = new
-            found[t] = state[0] if inside is None else state[0] * inside[t]
-        if suffix.endswith("_reverse"):
-            before.reverse()
-            inner.reverse()
-        return torch.stack([found[t] for t in range(steps)]), state
+            found.append(state[0] if inside is None else state[0] * inside[t])
+        if backward:
+            for listed in (before, inner, found):
+                listed.reverse()
+        return torch.stack(found), state
+
+    def _marked(
+        self, x: Tensor, suffix: str, before: list[Tensor], inner: list[Tensor], tap: Tap
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the input's part of the gates, and marked zeros to add to the state's part and to its projection."""
+        m, (steps, batch) = self.module, x.shape[:2]
+        weight, bias = (_detached(m, f"{key}_{suffix}", x.dtype) for key in ("weight_ih", "bias_ih"))
+        assert weight is not None
+        gates = F.linear(x, weight, bias)
+        gates = self._mark(tap, f"weight_ih_{suffix}", f"bias_ih_{suffix}", gates, lambda: x)
+        zero = x.new_zeros(steps, batch, gates.shape[-1])
+        hidden = self._mark(tap, f"weight_hh_{suffix}", f"bias_hh_{suffix}", zero, lambda: torch.stack(before))
+        small = x.new_zeros(steps, batch, m.proj_size)
+        return gates, hidden, self._mark(tap, f"weight_hr_{suffix}", "", small, lambda: torch.stack(inner))
 
     def _mark(self, tap: Tap, weight: str, bias: str, y: Tensor, inputs: Callable[[], Tensor]) -> Tensor:
         """Mark what is added to the gates [T, B, G]; ``inputs`` [T, B, I] are known when the gradient is."""
@@ -147,9 +157,14 @@ class CellSource(Source):
         if states is None:
             states = (x.new_zeros(len(x), m.hidden_size),) * (2 if mode == "LSTM" else 1)
         state = states if isinstance(states, tuple) else (states,)
+        if x.ndim != 2:
+            raise ConfigError(
+                f"layer {self.name!r} must be called with a batch [B, I], got shape {tuple(x.shape)}. "
+                "Keep the batch dimension, or leave the layer out with layers=."
+            )
         gates = []
         for side, a in (("ih", x), ("hh", state[0])):
-            weight, bias = _detached(m, f"weight_{side}"), _detached(m, f"bias_{side}")
+            weight, bias = _detached(m, f"weight_{side}", a.dtype), _detached(m, f"bias_{side}", a.dtype)
             assert weight is not None
             y = F.linear(a, weight, bias)
             slot = next((slot for slot in self.slots if set(slot.keys) <= {f"weight_{side}", f"bias_{side}"}), None)
@@ -166,11 +181,12 @@ def recurrent(site: Site) -> Source | None:
     slots = []
     for key in module._parameters:
         if key.startswith("weight"):
-            pieces = site.pieces(**{key: "rows", key.replace("weight", "bias", 1): "column"})
+            pieces = site.pieces({key: "rows", key.replace("weight", "bias", 1): "column"})
             if pieces:
                 slots.append(Slot(site.below(key), pieces))
-    kind = CellSource if isinstance(module, nn.RNNCellBase) else RecurrentSource
-    return kind(site.name, module, tuple(slots))
+    if isinstance(module, nn.RNNCellBase):
+        return CellSource(site.name, module, tuple(slots))
+    return RecurrentSource(site.name, module, tuple(slots))
 
 
 def _step(mode: str, x: Tensor, h: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -192,10 +208,10 @@ def _at_one_position(a: Tensor, slot: Slot) -> Callable[[Tensor], Outer]:
     return lambda d: Outer(d[:, None], affine(a.to(slot.dtype)[:, None], slot))
 
 
-def _detached(module: nn.Module, key: str) -> Tensor | None:
+def _detached(module: nn.Module, key: str, dtype: torch.dtype) -> Tensor | None:
     """Return a parameter without its gradient, or None if the module has none of that name."""
     found = module._parameters.get(key)
-    return None if found is None else found.detach()
+    return None if found is None else found.detach().to(dtype)
 
 
 def _inside(x: Tensor, lengths: Tensor | None) -> Tensor | None:
