@@ -7,15 +7,13 @@ from typing import Any
 
 from whence.curvature.base import (
     DEFAULT_DAMPING,
-    Damping,
     Preconditioner,
-    absolute,
-    validate_damping,
     validate_fisher,
     validate_rank_tolerance,
 )
 from whence.curvature.blocks import BlockPreconditioner, LayerInverse
 from whence.curvature.covariance import covariances
+from whence.curvature.damping import AutoDamping, DampingRule, validate_choice
 from whence.curvature.kronecker import (
     FisherPass,
     dense_inverse,
@@ -41,7 +39,8 @@ class EKFAC:
     for any example.
 
     Args:
-        damping: A number, or `Relative` to the mean of Λ in each layer (default 0.1).
+        damping: A number; `Relative` to the mean of Λ in each layer (default 0.1); or "auto", the maximum of the
+            evidence of each layer's Laplace approximation (see `whence.curvature.damping`).
         fisher: "auto" (exact expectation over classes for at most 4 outputs, else sampled labels), "sampled",
             "exact", or "empirical".
         rank_tolerance: Largest relative residual of the weighted low-rank form of S; it chooses R. Self-scores
@@ -54,12 +53,12 @@ class EKFAC:
     covariance; norm layers get their whole block; sampled labels are keyed by id.
     """
 
-    damping: Damping = DEFAULT_DAMPING
+    damping: AutoDamping = DEFAULT_DAMPING
     fisher: Fisher = "auto"
     rank_tolerance: float = 0.07
 
     def __post_init__(self) -> None:
-        validate_damping(self.damping)
+        validate_choice(self.damping)
         validate_fisher(self.fisher)
         validate_rank_tolerance(self.rank_tolerance)
 
@@ -70,17 +69,17 @@ class EKFAC:
         sums = covariances(fisher.first())
         bases = eigenbases(sums, count)
         moments = second_moments(bases, fisher.again(), stream.task.dtype)
-        decay = stream.task.weight_decay
+        decay, rule = stream.task.weight_decay, DampingRule.of(self.damping, stream)
         inverses: dict[str, LayerInverse | None] = {}
         details: dict[str, Any] = {}
         for name, covariance in sums.items():
             if name not in bases:
-                dense, damped = dense_inverse(covariance, count, self.damping, decay, name)
+                dense, damped = dense_inverse(covariance, rule, name)
                 inverses[name] = type(dense)(dense.inverse.to(stream.task.dtype))
                 details[name] = {"damping": damped}
                 continue
             values = moments[name] / count
-            damped = absolute(self.damping, float(values.mean()))
+            damped = rule.choose(name, values)
             grid = 1 / (values + invertible(damped + decay, values, name))
             u, v, residual = low_rank(grid, values.sum(1), values.sum(0), self.rank_tolerance)
             inverses[name] = eigen_inverse(bases[name], grid, (u, v), stream.task.dtype)

@@ -7,15 +7,13 @@ from typing import Any
 
 from whence.curvature.base import (
     DEFAULT_DAMPING,
-    Damping,
     Preconditioner,
-    absolute,
-    validate_damping,
     validate_fisher,
     validate_rank_tolerance,
 )
 from whence.curvature.blocks import BlockPreconditioner, LayerInverse
 from whence.curvature.covariance import covariances
+from whence.curvature.damping import AutoDamping, DampingRule, validate_choice
 from whence.curvature.kronecker import (
     Eigenbasis,
     FisherPass,
@@ -39,7 +37,8 @@ class KFAC:
     added to the products of eigenvalues, which takes the same path as `EKFAC`.
 
     Args:
-        damping: A number, or `Relative` to the mean eigenvalue (tr A / I)(tr G / O) of each layer.
+        damping: A number; `Relative` to the mean eigenvalue (tr A / I)(tr G / O) of each layer; or "auto" as
+            in `EKFAC`.
         split: Split (Tikhonov) damping.
         fisher: As in `EKFAC`.
         rank_tolerance: As in `EKFAC`; unused with split damping.
@@ -48,31 +47,33 @@ class KFAC:
     Reference: Martens & Grosse (2015), §6.3.
     """
 
-    damping: Damping = DEFAULT_DAMPING
+    damping: AutoDamping = DEFAULT_DAMPING
     split: bool = True
     fisher: Fisher = "auto"
     rank_tolerance: float = 0.07
 
     def __post_init__(self) -> None:
-        validate_damping(self.damping)
+        validate_choice(self.damping)
         validate_fisher(self.fisher)
         validate_rank_tolerance(self.rank_tolerance)
 
     def fit(self, stream: GradientStream, *, seed: int) -> Preconditioner:
         """Fit to the training gradients in one pass."""
         count, decay, dtype = len(stream.examples), stream.task.weight_decay, stream.task.dtype
+        rule = DampingRule.of(self.damping, stream)
         sums = covariances(FisherPass(stream, self.fisher, seed).first())
         inverses: dict[str, LayerInverse | None] = {}
         details: dict[str, Any] = {}
         bases = eigenbases(sums, count)
         for name, covariance in sums.items():
             if name not in bases:
-                dense, damped = dense_inverse(covariance, count, self.damping, decay, name)
+                dense, damped = dense_inverse(covariance, rule, name)
                 inverses[name] = type(dense)(dense.inverse.to(dtype))
                 details[name] = {"damping": damped}
                 continue
             basis = bases[name]
-            damped = absolute(self.damping, float(basis.s_a.mean() * basis.s_g.mean()))
+            values = basis.s_g[:, None] * basis.s_a[None, :]
+            damped = rule.choose(name, values, float(basis.s_a.mean() * basis.s_g.mean()))
             inverses[name], residual, rank = self._inverse(name, basis, damped + decay, dtype)
             details[name] = {"damping": damped, "rank": rank, "rank_residual": residual}
         return BlockPreconditioner(inverses, {"curvature": "kfac", "layers": details})

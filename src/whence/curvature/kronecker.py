@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from whence.curvature.base import Damping, absolute, eigen
+from whence.curvature.base import eigen
 from whence.curvature.blocks import DenseInverse, EigenInverse, rotated
 from whence.curvature.covariance import Covariance
+from whence.curvature.damping import DampingRule
 from whence.errors import NumericalError
 from whence.gradients import Factor, Fisher, Gradients, GradientStream, Lookup, Outer
 
@@ -168,13 +169,11 @@ def low_rank(grid: Tensor, rows: Tensor, columns: Tensor, tolerance: float) -> t
     return (u / left[:, None]).T, (v / right[:, None]).T, float(residual)
 
 
-def dense_inverse(
-    covariance: Covariance, count: int, damping: Damping, decay: float, name: str
-) -> tuple[DenseInverse, float]:
+def dense_inverse(covariance: Covariance, rule: DampingRule, name: str) -> tuple[DenseInverse, float]:
     """Return the inverse of a small layer's whole Fisher block, and its absolute damping."""
-    values, vectors = eigen(covariance.outputs.total / count, name)
-    damped = absolute(damping, float(values.mean()))
-    return DenseInverse((vectors / (values + invertible(damped + decay, values, name))) @ vectors.T), damped
+    values, vectors = eigen(covariance.outputs.total / rule.count, name)
+    damped = rule.choose(name, values)
+    return DenseInverse((vectors / (values + invertible(damped + rule.decay, values, name))) @ vectors.T), damped
 
 
 def invertible(shift: float, eigenvalues: Tensor, name: str) -> float:
