@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.data import Batch
 from whence.errors import NumericalError
@@ -113,12 +115,13 @@ def _vectorised(task: Task, batch: Batch, named: dict[str, Tensor], seeds: Tenso
     per_example = sum(p.numel() * p.element_size() for p in named.values())
     micro = max(1, min(len(batch), _TARGET_BYTES // max(1, per_example)))
     present = (0, None if batch.targets is None else 0, None if seeds is None else 0)
-    try:
-        found: dict[str, Tensor] = torch.func.vmap(gradient, in_dims=present, chunk_size=micro)(
-            batch.inputs, batch.targets, seeds
-        )
-    except _REFUSALS:
-        return None
+    mapped = torch.func.vmap(gradient, in_dims=present, chunk_size=micro)
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused attention has no rule for vmap
+        warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
+        try:
+            found: dict[str, Tensor] = mapped(batch.inputs, batch.targets, seeds)
+        except _REFUSALS:
+            return None
     return found
 
 
