@@ -1,6 +1,6 @@
 """One contender on one workload in a process of its own: times, peak memory, a plain pass, and the scores.
 
-Started by ``speed.py``.
+Started by ``speed.py``, which gives several contenders to one process only where nothing is judged.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import workloads
 from workloads import Workload
 
 STEPS = ("fit", "pairwise", "self")
+FEATURES = "features"  # of the training examples alone, where the method has any; not part of the total
 REFERENCE = "reference"
 _FULL_RANK = 1e-6
 
@@ -39,22 +40,22 @@ class OverTime(BaseException):
 
 
 def main() -> None:
-    """Measure one contender, or compute the exact scores, and leave the outcome in the folder."""
+    """Measure contenders, or compute the exact scores, and leave the outcomes in the folder."""
     made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("contender", choices=(REFERENCE, *peers.CONTENDERS))
-    made.add_argument("folder", type=Path, help="holds settings.json and weights.npz; the outcome goes there")
+    made.add_argument("folder", type=Path, help="holds settings.json and weights.npz; the outcomes go there")
+    made.add_argument("contenders", nargs="+", choices=(REFERENCE, *peers.CONTENDERS))
     arguments = made.parse_args()
     settings = support.read_json(arguments.folder / "settings.json")
     support.limit_threads(settings["threads"])
-    torch.manual_seed(0)  # some libraries draw from the global generator
     with np.load(arguments.folder / "weights.npz") as file:
         state = {name: torch.from_numpy(file[name]) for name in file.files}
     workload = workloads.plan(settings["model"], settings["tiny"]).workload(settings["model"], state)
-    target = arguments.folder / arguments.contender
-    if arguments.contender == REFERENCE:
-        np.savez(target.with_suffix(".npz"), **reference(workload))
-        return
-    Measurement(peers.CONTENDERS[arguments.contender], workload, settings, target).run()
+    for name in arguments.contenders:
+        torch.manual_seed(0)  # some libraries draw from the global generator
+        if name == REFERENCE:
+            np.savez(arguments.folder / f"{name}.npz", **reference(workload))
+        else:
+            Measurement(peers.CONTENDERS[name], workload, settings, arguments.folder / name).run()
 
 
 class Measurement:
@@ -79,7 +80,8 @@ class Measurement:
         try:
             self._repeat(make)
         except OverTime:
-            self.entry["stopped"] = {"step": self.step, "seconds": time.perf_counter() - self.since}
+            if len(self.runs) == 1:  # a later repetition is only left out
+                self.entry["stopped"] = {"step": self.step, "seconds": time.perf_counter() - self.since}
         except Exception as error:  # another library's refusal is a result
             if self.contender.ours:
                 raise
@@ -116,6 +118,9 @@ class Measurement:
                 del self.runs[-1][step]
             elif first:
                 self.scores[step] = np.asarray(found)
+        if hasattr(analysis, "features"):
+            with self._timed(FEATURES):
+                analysis.features()
         if first:
             self.entry["summary"] = analysis.summary() if hasattr(analysis, "summary") else None
 
@@ -189,7 +194,7 @@ def digest(runs: list[dict[str, list[float]]]) -> dict[str, Any]:
     return {
         "seconds": {step: median(run[step][0] for run in complete) for step in done},
         "cpu_seconds": {step: median(run[step][1] for run in complete) for step in done},
-        "total": median(sum(wall for wall, _ in run.values()) for run in complete),
+        "total": median(sum(run[step][0] for step in STEPS if step in run) for run in complete),
         "first_seconds": {step: runs[0][step][0] for step in done},
         "spread": {step: [choose(run[step][0] for run in complete) for choose in (min, max)] for step in done},
         "repeats": len(complete),

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import workloads
 from measure import REFERENCE
 
 MEASURE = Path(__file__).with_name("measure.py")
+KEY = "reference.txt"
 
 
 def main() -> None:
@@ -44,9 +46,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or (Path(temporary) if arguments.tiny else support.ROOT / "runs" / "speed")
         for model in arguments.models:
-            compare(model, folder / model, figures, settings, chosen(arguments, model))
-            if results is not None:  # a later contender may be interrupted
-                support.write_json(results / f"{name}.json", report.content(arguments.threads))
+            for _ in compare(model, folder / model, figures, settings, chosen(arguments, model)):
+                if results is not None:  # a later contender may be interrupted
+                    support.write_json(results / f"{name}.json", report.content(arguments.threads))
     gates.judge(report, figures["contenders"])
     report.close(results, arguments.threads, arguments.strict)
     tables.renew(results)
@@ -59,7 +61,7 @@ def parse() -> argparse.Namespace:
     made.add_argument("--only", nargs="+", choices=peers.CONTENDERS, default=list(peers.CONTENDERS), metavar="NAME")
     made.add_argument("--limit", type=float, default=400, help="seconds a contender may take on a model (default 400)")
     made.add_argument("--repeats", type=int, default=7, help="most repetitions (the median counts)")
-    made.add_argument("--least", type=int, default=3, help="least repetitions of whence; of the others it is 1")
+    made.add_argument("--least", type=int, default=2, help="least repetitions of whence; of the others it is 1")
     made.add_argument("--steady", type=float, default=60, help="no further repetition after so many seconds of them")
     made.add_argument("--folder", type=Path, help="where weights and scores are kept (default runs/speed)")
     arguments = made.parse_args()
@@ -82,8 +84,10 @@ def chosen(arguments: argparse.Namespace, model: str) -> list[str]:
     return names
 
 
-def compare(model: str, folder: Path, figures: dict[str, Any], settings: dict[str, Any], names: list[str]) -> None:
-    """Run contenders on one model and put their entries into the figures."""
+def compare(
+    model: str, folder: Path, figures: dict[str, Any], settings: dict[str, Any], names: list[str]
+) -> Iterator[None]:
+    """Run contenders on one model and put their entries into the figures; yields after every process."""
     weights, described = prepare(model, folder, settings["tiny"])
     support.limit_threads(settings["threads"])
     support.write_json(folder / "settings.json", {**settings, "model": model})
@@ -93,17 +97,24 @@ def compare(model: str, folder: Path, figures: dict[str, Any], settings: dict[st
         entries.clear()
     figures["models"][model] = {**described, "weights": weights}
     print(f"{model}: {described}", flush=True)
-    exact = references(folder, weights)
-    for name in names:
-        print(f"running {name} …", flush=True)
-        entry = measured(name, folder, settings)
-        entry["agreement"] = agreement(peers.CONTENDERS[name], folder / f"{name}.npz", exact)
-        entry |= {"date": time.strftime("%Y-%m-%d", time.gmtime()), "limit": settings["limit"]}
-        if peers.CONTENDERS[name].ours:
-            entry["code"] = support.code_fingerprint()
-        entries[name] = entry
-        show(entry)
-    figures["contenders"][model] = {name: entries[name] for name in peers.CONTENDERS if name in entries}
+    key = f"{weights} {support.code_fingerprint()}"
+    if not is_current(folder, key):
+        if failure := start(folder, [REFERENCE], None):
+            raise SystemExit(f"the exact scores of {model} could not be computed: {failure}.")
+        (folder / KEY).write_text(key, "ascii")
+    with np.load(folder / f"{REFERENCE}.npz") as file:
+        exact = dict(file)
+    for group in [names] if settings["tiny"] else [[name] for name in names]:
+        print(f"running {', '.join(group)} …", flush=True)
+        for name, entry in measured(group, folder, settings).items():
+            entry["agreement"] = agreement(peers.CONTENDERS[name], folder / f"{name}.npz", exact)
+            entry |= {"date": time.strftime("%Y-%m-%d", time.gmtime()), "limit": settings["limit"]}
+            if peers.CONTENDERS[name].ours:
+                entry["code"] = support.code_fingerprint()
+            entries[name] = entry
+            show(name, entry)
+        figures["contenders"][model] = {known: entries[known] for known in peers.CONTENDERS if known in entries}
+        yield
 
 
 def prepare(model: str, folder: Path, tiny: bool) -> tuple[str, dict[str, Any]]:
@@ -121,40 +132,42 @@ def prepare(model: str, folder: Path, tiny: bool) -> tuple[str, dict[str, Any]]:
     return digest.hexdigest()[:12], plan.workload(model, state).description
 
 
-def references(folder: Path, weights: str) -> dict[str, np.ndarray]:
-    """Return the exact scores of these weights by this code, computed once."""
-    path, key = folder / f"{REFERENCE}.npz", f"{weights} {support.code_fingerprint()}"
-    marker = folder / "reference.txt"
-    if not path.is_file() or not marker.is_file() or marker.read_text("ascii") != key:
-        subprocess.run([sys.executable, MEASURE, REFERENCE, folder], check=True)
-        marker.write_text(key, "ascii")
-    with np.load(path) as file:
-        return dict(file)
+def is_current(folder: Path, key: str) -> bool:
+    """Whether the exact scores in the folder are of these weights and this code."""
+    marker = folder / KEY
+    return marker.is_file() and marker.read_text("ascii") == key
 
 
-def measured(name: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run one contender and return its entry; if its process dies, an entry that says so."""
-    target = folder / f"{name}.json"
-    target.unlink(missing_ok=True)
-    (folder / f"{name}.npz").unlink(missing_ok=True)
+def measured(names: list[str], folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Run contenders in one process and return their entries; if it dies, entries that say so."""
+    for name in names:
+        for kind in ("json", "npz"):
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
     begun = time.perf_counter()
-    ours = peers.CONTENDERS[name].ours
-    warnings = [] if ours else ["-W", "ignore"]  # theirs are not ours to mend
-    environment = {**os.environ, "TQDM_DISABLE": "1"}
-    patience = None if ours else 2 * settings["limit"] + 120  # its own alarm comes first, unless one call is that long
+    # a contender's own alarm comes first, unless one call of it takes that long
+    failure = start(folder, names, len(names) * (2 * settings["limit"] + 120)) if names else None
+    entries = {}
+    for name in names:
+        entry: dict[str, Any] | None = support.read_json(folder / f"{name}.json")
+        if entry is None:
+            entry = {"seconds": {}, "repeats": 0, "memory_mb": None}
+            lost = {"step": "fit", "seconds": time.perf_counter() - begun}
+            entry |= {"stopped": lost} if failure is None else {"failed": {"step": "", "error": failure}}
+        if peers.CONTENDERS[name].ours and not ({"fit", "pairwise", "self"} <= entry["seconds"].keys()):
+            raise SystemExit(f"{name} did not finish: {failure or 'the time limit'}")
+        entries[name] = entry
+    return entries
+
+
+def start(folder: Path, names: list[str], patience: float | None) -> str | None:
+    """Run ``measure.py``; return what went wrong, None if nothing did or patience ended."""
+    warnings = [] if all(name == REFERENCE or peers.CONTENDERS[name].ours for name in names) else ["-W", "ignore"]
+    command = [sys.executable, *warnings, str(MEASURE), str(folder), *names]
     try:
-        command = [sys.executable, *warnings, MEASURE, name, folder]
-        done = subprocess.run(command, check=ours, timeout=patience, env=environment)
-        outcome = f"process ended with {done.returncode}"
+        done = subprocess.run(command, timeout=patience, env={**os.environ, "TQDM_DISABLE": "1"})
     except subprocess.TimeoutExpired:
-        outcome = "time limit"
-    entry: dict[str, Any] | None = support.read_json(target)
-    if entry is None:
-        seconds = time.perf_counter() - begun
-        lost = {"step": "fit", "seconds": seconds} if outcome == "time limit" else None
-        entry = {"seconds": {}, "repeats": 0, "memory_mb": None}
-        entry |= {"stopped": lost} if lost else {"failed": {"step": "", "error": outcome}}
-    return entry
+        return None
+    return f"its process ended with {done.returncode}" if done.returncode else None
 
 
 def agreement(contender: peers.Contender, path: Path, exact: dict[str, np.ndarray]) -> dict[str, float]:
@@ -179,7 +192,7 @@ def agreement(contender: peers.Contender, path: Path, exact: dict[str, np.ndarra
     return found
 
 
-def show(entry: dict[str, Any]) -> None:
+def show(name: str, entry: dict[str, Any]) -> None:
     """Print one contender's line."""
     parts = [f"{step} {seconds:.3f} s" for step, seconds in entry["seconds"].items()]
     if "pass" in entry:
@@ -192,8 +205,8 @@ def show(entry: dict[str, Any]) -> None:
         parts.append(f"stopped after {stopped['seconds']:.0f} s of {stopped['step']}")
     if failed := entry.get("failed"):
         parts.append(f"failed in {failed['step']}: {failed['error']}")
-    parts += [f"r {name} {value:.4f}" for name, value in entry["agreement"].items()]
-    print("  " + "; ".join(parts), flush=True)
+    parts += [f"r {what} {value:.4f}" for what, value in entry["agreement"].items()]
+    print(f"  {name}: " + "; ".join(parts), flush=True)
 
 
 if __name__ == "__main__":

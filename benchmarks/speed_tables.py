@@ -11,7 +11,7 @@ from typing import Any
 import peers
 from pieces import machine, table
 
-STEPS = ("fit", "pairwise", "self")
+STEPS, FEATURES = ("fit", "pairwise", "self"), "features"
 TITLES = {
     "mlp": "MLP {widths}",
     "cnn": "CNN of two convolutions and two linear layers",
@@ -49,10 +49,10 @@ def _model(model: str, described: dict[str, Any], entries: dict[str, Any]) -> It
     """One model's table."""
     yield f"### {_title(model)}\n"
     plain = [entry["pass"] for entry in entries.values() if "pass" in entry]
-    passes = (min(p["seconds"] for p in plain), max(p["seconds"] for p in plain)) if plain else (0.0, 0.0)
+    quick, slow = (choose((p["seconds"] for p in plain), default=0.0) for choose in (min, max))
     yield (
         f"{described['parameters']:,} parameters, {described['rows']:,} {DATA[model]}, {described['queries']} queries. "
-        f"A plain pass took {passes[0]:.3g} – {passes[1]:.3g} s in the contenders' processes.\n"
+        f"A plain pass took {quick:.3g} – {slow:.3g} s in the contenders' processes.\n"
     )
     header = ["", "fit s", "queries s", "self s", "all s", "in passes", "MB added",
               "r exact", "r at 1e-8", "r dot", "runs"]  # fmt: skip
@@ -61,6 +61,9 @@ def _model(model: str, described: dict[str, Any], entries: dict[str, Any]) -> It
         label = peers.CONTENDERS[name].label
         if failed := entry.get("failed"):
             notes.append(f"{label}: {failed['error']}")
+        if FEATURES in entry["seconds"]:
+            passes = entry["seconds"][FEATURES] / entry["pass"]["seconds"]
+            notes.append(f"{label}: the features of the training examples alone in {passes:.2f} passes")
         agreement = [entry["agreement"].get(f"{what}/pairwise") for what in ("exact", "low", "dot")]
         rows.append([
             f"**{label}**" if peers.CONTENDERS[name].ours else label,
@@ -85,8 +88,9 @@ def _explanation(result: dict[str, Any]) -> str:
         "over queries of the correlation with EK-FAC on the whole eigen-grid (0.1 of the mean eigenvalue as damping) "
         "on the layers that the contender attributes; *r at 1e-8*: the same at that damping, kronfluence's default; "
         "*r dot*: with gradient dot products. On the transformer kronfluence and captum attribute the linear layers "
-        "only. *Fastest* of kronfluence: batch 32, rank-32 query gradients, its heuristic damping. Self-scores and "
-        "queries of whence reuse the factors that fitting kept in memory, save where nothing is kept. "
+        "only; captum's last layer leaves the bias out. *Fastest* of kronfluence: batch 32, rank-32 query gradients, "
+        "its heuristic damping. Self-scores and queries of whence reuse the factors that fitting kept in memory, save "
+        "where nothing is kept. "
         f"whence's source: {', '.join(codes)}.\n"
     )
 
@@ -109,15 +113,16 @@ def seconds(entry: dict[str, Any]) -> tuple[float, bool]:
     """Return the seconds of all steps that were done or begun, and whether none was stopped."""
     stopped = entry.get("stopped")
     if stopped is None:
-        return entry.get("total") or sum(entry["seconds"].values()), True
-    return sum(entry["seconds"].values()) + stopped["seconds"], False
+        return entry.get("total", 0.0), True
+    return sum(entry["seconds"].get(step, 0.0) for step in STEPS) + stopped["seconds"], False
 
 
 def _passes(entry: dict[str, Any]) -> str:
     """Steps over a plain pass."""
     if "pass" not in entry:
         return ""
-    return " / ".join(f"{value / entry['pass']['seconds']:.3g}" for value in entry["seconds"].values())
+    ratios = [entry["seconds"][step] / entry["pass"]["seconds"] for step in STEPS if step in entry["seconds"]]
+    return " / ".join(f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}" for ratio in ratios)
 
 
 def _title(model: str) -> str:

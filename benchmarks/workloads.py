@@ -190,7 +190,7 @@ def plan(name: str, tiny: bool) -> Plan:
     for key in ("x", "xq"):
         arrays[key] = arrays[key].reshape(-1, 1, 28, 28)
     channels, hidden = ((4, 8), 16) if tiny else ((16, 32), 128)
-    sizes = (32, 64, 128, 256, 512, 1024)
+    sizes = (32, 128, 512)
     return Plan(
         build=lambda: cnn(channels, hidden), arrays=arrays, training={"epochs": 15 if tiny else 3}, pass_batches=sizes
     )
@@ -208,7 +208,7 @@ def _text(tiny: bool) -> Plan:
         build=lambda: Transformer(vocabulary, length, width, layers, heads),
         arrays={"x": x[:rows], "y": y[:rows], "xq": x[rows:], "yq": y[rows:]},
         training={"epochs": 15 if tiny else 5, "batch_size": 32},
-        pass_batches=(8, 16, 32, 64, 128),
+        pass_batches=(16, 64),
     )
 
 

@@ -108,6 +108,7 @@ CONTENDERS: dict[str, Contender] = {
     "whence-nothing-kept": _whence("EK-FAC, nothing kept in memory", EKFAC, curvature="ekfac", memory_budget=0),
     "whence-kfac": _whence("K-FAC", KFAC, curvature="kfac"),
     "whence-identity": _whence("identity", DOT, curvature="identity"),
+    "whence-projected": _whence("projected, rank 8, nothing kept", OTHER, curvature="projected", memory_budget=0),
     "whence-last": _whence("identity, last layer", DOT, curvature="identity", layers="last"),
     "kronfluence-ekfac": _kronfluence("EK-FAC, defaults", EKFAC, "ekfac", fastest=False),
     "kronfluence-ekfac-fastest": _kronfluence("EK-FAC, fastest", EKFAC, "ekfac", fastest=True),

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import whence as wh
+from whence.curvature import ProjectedPreconditioner
 from workloads import Workload
 
-CURVATURES = {"ekfac": wh.EKFAC, "kfac": wh.KFAC, "identity": wh.Identity}
+CURVATURES = {"ekfac": wh.EKFAC(), "kfac": wh.KFAC(), "identity": wh.Identity(), "projected": wh.Projected(rank=8)}
 
 
 class Analysis:
@@ -38,6 +40,18 @@ class Analysis:
         return found
 
 
+class Projection(Analysis):
+    """The same for projected gradients, whose features are what an index holds."""
+
+    def features(self) -> np.ndarray:
+        """Return the projected features of all training examples [N, D]: one pass over their gradients."""
+        inverse = self.attribution.preconditioner
+        assert isinstance(inverse, ProjectedPreconditioner)
+        parts = [inverse.features(gradients) for _, gradients in self.attribution.training_gradients()]
+        return torch.cat(parts).numpy()
+
+
 def make(workload: Workload, folder: Path, curvature: str, **options: Any) -> Analysis:
     """Return an analysis; nothing is written."""
-    return Analysis(workload, wh.Influence(curvature=CURVATURES[curvature](), **options))
+    kind = Projection if curvature == "projected" else Analysis
+    return kind(workload, wh.Influence(curvature=CURVATURES[curvature], **options))
