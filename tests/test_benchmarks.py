@@ -13,6 +13,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 COMMANDS = [
     ["speed.py", "--models", "transformer", "--only", "whence-ekfac", "whence-last"],
     ["oracle_gates.py"],
+    ["lds.py", "--no-peers"],
+    ["retraining.py"],
     ["label_errors.py", "--sets", "sms"],
 ]
 

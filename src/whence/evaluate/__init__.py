@@ -3,6 +3,7 @@
 from whence.evaluate.agreement import Agreement, Line, agreement
 from whence.evaluate.lds import LDS, gain, lds
 from whence.evaluate.leave_out import leave_group_out, leave_one_out
+from whence.evaluate.pbrf import pbrf
 from whence.evaluate.retraining import Retraining
 from whence.evaluate.statistics import Interval
 from whence.evaluate.subsets import SubsetOutputs, Subsets, sample_subsets, train_subsets
@@ -20,6 +21,7 @@ __all__ = [
     "lds",
     "leave_group_out",
     "leave_one_out",
+    "pbrf",
     "sample_subsets",
     "train_subsets",
 ]

@@ -1,0 +1,147 @@
+"""Influence on a small convolutional network against real leave-one-out and the proximal Bregman response.
+
+    python benchmarks/retraining.py --cache FOLDER [--threads 1] [--tiny]
+
+A tanh network of 2,656 parameters on 1,000 MNIST images (14×14, average-pooled), trained by L-BFGS with weight decay
+to a stated gradient norm; 30 rows are left out one at a time and the network is trained again from the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import support
+import tables
+import whence as wh
+from whence.evaluate import Agreement, Retraining, agreement, leave_one_out, pbrf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large a run is."""
+
+    rows: int = 1_000
+    left_out: int = 30
+    queries: int = 20
+    weight_decay: float = 0.01
+    gradient_norm: float = 1e-5
+
+
+TINY = Size(rows=60, left_out=4, queries=3, gradient_norm=1e-3)
+
+
+def main() -> None:
+    """Train, leave out, compare."""
+    arguments = parse()
+    support.limit_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads)
+    size = TINY if arguments.tiny else Size()
+    settings = {"tiny": arguments.tiny, "threads": arguments.threads, **vars(size)}
+    report = support.Report("retraining", settings, judged=not arguments.tiny)
+    train, queries = data(size, arguments.tiny)
+    recipe = wh.Recipe(
+        build=build, optimizer="lbfgs", weight_decay=size.weight_decay, gradient_norm=size.gradient_norm
+    )
+    with support.Clock() as clock:
+        model = recipe.train(train)
+    task = recipe.task(model)
+    batch = queries.batch(np.arange(len(queries)))
+    report.figures |= {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_loss": float(mean_loss(task, train)),
+        "test_accuracy": float((task.forward(task.place(batch)).argmax(1) == batch.targets).double().mean()),
+        "training_seconds": clock.wall,
+    }
+    print(f"  trained: {report.figures}", flush=True)
+    compare(report, recipe, task, (train, queries), size, arguments.cache)
+    report.close(support.results_folder(arguments), arguments.threads, arguments.strict)
+    tables.renew(support.results_folder(arguments))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    made = support.parser(__doc__.splitlines()[0], threads=1)
+    made.add_argument("--cache", type=Path, default=None, help="folder for the results of retraining")
+    return made.parse_args()
+
+
+def data(size: Size, tiny: bool) -> tuple[wh.Examples, wh.Examples]:
+    """Return training rows and queries, average-pooled to 14×14."""
+    rows = support.images(tiny)
+    x, xt = (rows[name].reshape(-1, 14, 2, 14, 2).mean((2, 4))[:, None].astype(np.float64) for name in ("x", "xt"))
+    train = wh.as_examples((x[: size.rows], rows["y"][: size.rows]))
+    return train, wh.as_examples((xt[: size.queries], rows["yt"][: size.queries]))
+
+
+def build() -> nn.Sequential:
+    """Return the network."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, stride=2, padding=2), nn.Tanh(), nn.Conv2d(8, 8, 5, stride=2, padding=2), nn.Tanh(),
+        nn.Conv2d(8, 10, 3, stride=2, padding=1), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 10),
+    )  # fmt: skip
+
+
+def mean_loss(task: wh.Task, examples: wh.Examples) -> torch.Tensor:
+    """Return the mean training loss."""
+    with torch.no_grad():
+        return task.losses(task.place(examples.batch(np.arange(len(examples))))).mean()
+
+
+def compare(
+    report: support.Report, recipe: wh.Recipe, task: wh.Task, rows: tuple[wh.Examples, wh.Examples], size: Size,
+    cache: Path | None,
+) -> None:  # fmt: skip
+    """Compare influence with both truths, on rows of which half are the most influential and half are random."""
+    train, queries = rows
+    exact = wh.Influence(curvature=wh.Exact()).fit(task, train)
+    predicted = {
+        "plain": exact.scores(queries),
+        "leverage-corrected": exact.scores(queries, leverage_corrected=True),
+        "EK-FAC, damping auto": wh.Influence(curvature=wh.EKFAC(damping="auto")).fit(task, train).scores(queries),
+    }
+    generator = np.random.default_rng(0)
+    strongest = np.argsort(-predicted["plain"].values.square().sum(0).numpy(), kind="stable")[: size.left_out // 2]
+    others = np.setdiff1d(np.arange(len(train)), strongest)
+    ids = np.concatenate([strongest, generator.choice(others, size.left_out - len(strongest), replace=False)])
+    settings = Retraining(
+        recipe=recipe, start=task.model, cache=cache,
+        progress=lambda done, total: print(f"  {done} of {total} trainings", flush=True) if done % 5 == 0 else None,
+    )  # fmt: skip
+    with support.Clock() as clock:
+        actual = leave_one_out(settings, train, queries, ids)
+    report.figures["leave_one_out_seconds"] = clock.wall
+    with support.Clock() as clock:
+        response = pbrf(task, train, queries, ids, proximity=size.weight_decay, gradient_norm=1e-7)
+    report.figures["pbrf_seconds"] = clock.wall
+    proximal = wh.Influence(curvature=wh.Exact(damping=size.weight_decay)).fit(wh.Task(task.model), train)
+    found = {f"{name}, leave-one-out": figures(agreement(scores, actual)) for name, scores in predicted.items()}
+    found["plain, proximal Bregman response"] = figures(agreement(proximal.scores(queries), response))
+    for name, values in found.items():
+        print(f"  {name}: {values}", flush=True)
+    report.figures["agreement"] = found
+    loo = found["plain, leave-one-out"]["pooled_r"]
+    bregman = found["plain, proximal Bregman response"]["pooled_r"]
+    report.gate("exact Gauss-Newton influence against warm-started leave-one-out: r, all together", loo, low=0.9)
+    report.gate("r with the proximal Bregman response minus r with leave-one-out", bregman - loo, low=0)
+
+
+def figures(found: Agreement) -> dict[str, float]:
+    """Return what is reported of one comparison."""
+    pooled, lines = found.pooled, list(found.queries.values())
+    return {
+        "pooled_r": pooled.pearson.value, "pooled_r_low": pooled.pearson.low, "pooled_r_high": pooled.pearson.high,
+        "pooled_slope": pooled.slope.value, "pooled_intercept": pooled.intercept.value,
+        "median_query_r": float(np.median([line.pearson.value for line in lines])),
+        "least_query_r": float(min(line.pearson.value for line in lines)),
+        "median_query_slope": float(np.median([line.slope.value for line in lines])), "rows": lines[0].count,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
