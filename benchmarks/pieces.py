@@ -8,9 +8,10 @@ from typing import Any
 def machine(result: dict[str, Any]) -> str:
     """One sentence on where and with what a result was measured."""
     found = result["machine"]
+    threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return (
-        f"*{found['processor']}, {found['cores']} cores, {found['threads']} threads used; Python {found['python']}; "
+        f"*{found['processor']}, {found['cores']} cores, {threads} used; Python {found['python']}; "
         f"{versions}; {result['date']}.*"
     )
 

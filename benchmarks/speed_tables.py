@@ -79,6 +79,14 @@ def _explanation(result: dict[str, Any]) -> str:
     """What the columns are."""
     entries = [entry for part in result["figures"]["contenders"].values() for entry in part.values()]
     codes = sorted({entry["code"] for entry in entries if "code" in entry})
+    measured = sorted(
+        {
+            f"{peers.CONTENDERS[name].library} {entry['version']}"
+            for part in result["figures"]["contenders"].values()
+            for name, entry in part.items()
+            if "version" in entry
+        }
+    )
     settings = result["settings"]
     return (
         "Medians of the runs; `>`: stopped there, a contender had "
@@ -91,7 +99,7 @@ def _explanation(result: dict[str, Any]) -> str:
         "only; captum's last layer leaves the bias out. *Fastest* of kronfluence: batch 32, rank-32 query gradients, "
         "its heuristic damping. Self-scores and queries of whence reuse the factors that fitting kept in memory, save "
         "where nothing is kept. "
-        f"whence's source: {', '.join(codes)}.\n"
+        f"Measured: {', '.join(measured)}; whence's source {', '.join(codes)}.\n"
     )
 
 
@@ -131,7 +139,7 @@ def _title(model: str) -> str:
 
 # --- chart ---------------------------------------------------------------------------------------------------------
 
-_LEFT, _RIGHT, _WIDTH, _ROW = 230, 150, 860, 20
+_LEFT, _RIGHT, _WIDTH, _ROW = 260, 150, 900, 20
 
 
 def chart(figures: dict[str, Any], threads: int) -> str:
