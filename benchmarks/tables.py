@@ -14,6 +14,7 @@ import numpy as np
 import support
 from pieces import machine, table
 from speed_tables import speed
+from truth_tables import truth
 
 _HEAD = """\
 <!-- Written by benchmarks/tables.py from benchmarks/results/*.json. Do not edit. -->
@@ -40,7 +41,8 @@ def renew(folder: Path | None) -> None:
     if folder is None or not folder.is_dir():
         return
     results = {path.stem: support.read_json(path) for path in sorted(folder.glob("*.json"))}
-    parts = [_HEAD, *speed(results, folder), *_oracles(results), *_label_errors(results), *_gates(results)]
+    truths = [*_oracles(results), *truth(results)]
+    parts = [_HEAD, *speed(results, folder), *truths, *_label_errors(results), *_gates(results)]
     (folder.parent / "README.md").write_text("\n".join(parts).rstrip() + "\n", "utf-8")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from whence.audit.folder import Run
 from whence.data import LabelledData, as_examples
 from whence.errors import ConfigError
-from whence.methods import InfluenceAttribution
+from whence.methods import EnsembleAttribution, InfluenceAttribution
 from whence.report import content_of
 
 __all__ = ["Query", "explain"]
@@ -38,7 +38,7 @@ class Query:
 def explain(
     run: Run,
     data: LabelledData,
-    attribution: InfluenceAttribution,
+    attribution: InfluenceAttribution | EnsembleAttribution,
     query: Query,
     *,
     measured: str | None = None,
@@ -49,7 +49,8 @@ def explain(
     Args:
         run: The audit that the model comes from.
         data: The audited data.
-        attribution: The run's attribution.
+        attribution: The run's attribution; an ensemble's scores come with their standard error, and its prediction is
+            the mean of the members' log-probabilities.
         query: What is asked about.
         measured: Label whose loss is measured: None for the given label.
         k: How many helpful and harmful rows.
@@ -73,6 +74,9 @@ def explain(
     positions = {str(name): place for place, name in enumerate(data.ids)}
     own = str(queries.ids[row]) if queries.fingerprint == data.fingerprint else None
     kept = np.array([str(name) != own for name in scores.ids.tolist()])
+    shown = torch.from_numpy(kept)
+    errors = None if scores.standard_error is None else scores.standard_error[0].double().cpu()[shown]
+    named = _Named(data, positions, scores.ids[kept], values[shown], errors)
     return {
         "format": 1,
         "whence": run.manifest["whence"],
@@ -84,8 +88,8 @@ def explain(
             "content": content_of(queries, row),
         },
         "measured_label": label,
-        "helpful": _named(data, positions, scores.ids[kept], values[torch.from_numpy(kept)], k, largest=True),
-        "harmful": _named(data, positions, scores.ids[kept], values[torch.from_numpy(kept)], k, largest=False),
+        "helpful": named.extreme(k, largest=True),
+        "harmful": named.extreme(k, largest=False),
         "sum_score": float(values.sum()),
         "unit": scores.unit,
         "model": run.summary["model"],
@@ -99,12 +103,15 @@ def _one(query: Query) -> Any:
     return query.inputs[query.position : query.position + 1]
 
 
-def _logits(attribution: InfluenceAttribution, query: Query) -> Tensor:
-    """Return the model's outputs for the query [C]."""
-    task = attribution.task
-    with task.evaluating(), torch.no_grad():
-        batch = as_examples(_one(query)).batch(np.arange(1))
-        return task.forward(task.place(batch))[0].double().cpu()
+def _logits(attribution: InfluenceAttribution | EnsembleAttribution, query: Query) -> Tensor:
+    """Return the model's log-probabilities of the classes for the query [C], the mean over members."""
+    tasks = attribution.tasks if isinstance(attribution, EnsembleAttribution) else (attribution.task,)
+    batch = as_examples(_one(query)).batch(np.arange(1))
+    members = []
+    for task in tasks:
+        with task.evaluating(), torch.no_grad():
+            members.append(task.forward(task.place(batch))[0].double().cpu().log_softmax(-1))
+    return torch.stack(members).mean(0)
 
 
 def _prediction(logits: Tensor, classes: tuple[str, ...], target: int) -> dict[str, Any]:
@@ -118,19 +125,29 @@ def _prediction(logits: Tensor, classes: tuple[str, ...], target: int) -> dict[s
     }
 
 
-def _named(
-    data: LabelledData, positions: dict[str, int], ids: np.ndarray, values: Tensor, k: int, *, largest: bool
-) -> list[dict[str, Any]]:
-    """Return the k most helpful (or harmful) rows of that sign with their content."""
-    order = values.argsort(descending=largest, stable=True)[:k].tolist()
-    signed = [place for place in order if (values[place] > 0) == largest and values[place] != 0]
-    rows = [(positions[str(ids[place])], float(values[place])) for place in signed]
-    return [
-        {
-            "id": str(data.ids[row]),
-            "label": data.classes[int(data.labels[row])],
-            "score": score,
-            "content": content_of(data, row),
+@dataclass(frozen=True, eq=False)
+class _Named:
+    """Scores of training rows for one query, with what it takes to show them."""
+
+    data: LabelledData
+    positions: dict[str, int]
+    ids: np.ndarray
+    values: Tensor
+    errors: Tensor | None
+
+    def extreme(self, k: int, *, largest: bool) -> list[dict[str, Any]]:
+        """Return the k most helpful (or harmful) rows of that sign with their content."""
+        order = self.values.argsort(descending=largest, stable=True)[:k].tolist()
+        signed = [place for place in order if (self.values[place] > 0) == largest and self.values[place] != 0]
+        return [self._entry(place) for place in signed]
+
+    def _entry(self, place: int) -> dict[str, Any]:
+        row = self.positions[str(self.ids[place])]
+        error = {} if self.errors is None else {"standard_error": float(self.errors[place])}
+        return {
+            "id": str(self.data.ids[row]),
+            "label": self.data.classes[int(self.data.labels[row])],
+            "score": float(self.values[place]),
+            **error,
+            "content": content_of(self.data, row),
         }
-        for row, score in rows
-    ]

@@ -133,7 +133,8 @@ def _print(explanation: dict[str, Any], target: Path) -> None:
             table.add_column(name, justify="right" if name == "nats" else "left")
         for entry in explanation[side]:
             cells = (plain(entry["id"], 24), plain(entry["label"], 24), _content(entry["content"]))
-            table.add_row(number(entry["score"]), *(escape(cell) for cell in cells))
+            error = f" ± {entry['standard_error']:.2g}" if "standard_error" in entry else ""
+            table.add_row(number(entry["score"]) + error, *(escape(cell) for cell in cells))
         console.print(table)
     console.print(f"page: [bold]{escape(str(target))}[/]", soft_wrap=True)
 

@@ -56,10 +56,10 @@ def render_explanation(explanation: dict[str, Any]) -> str:
     Args:
         explanation: A dict of format 1: ``query`` with ``id``, ``label`` (or None), ``predicted``,
             ``probabilities`` (a list of ``label`` and ``p``, highest first), ``loss`` (nats, or None) and
-            ``content``; ``helpful`` and ``harmful``, each a list of ``id``, ``label``, ``score`` and ``content``,
-            strongest first; ``sum_score`` over all training rows (or None); ``unit`` (``"nats"``, None if the
-            scores only rank); ``model`` and ``data``, as in a summary; optionally ``method``, ``whence``,
-            ``created`` and ``measured_label``, the label whose loss was measured.
+            ``content``; ``helpful`` and ``harmful``, each a list of ``id``, ``label``, ``score``, ``content`` and
+            optionally ``standard_error``, strongest first; ``sum_score`` over all training rows (or None); ``unit``
+            (``"nats"``, None if the scores only rank); ``model`` and ``data``, as in a summary; optionally
+            ``method``, ``whence``, ``created`` and ``measured_label``, the label whose loss was measured.
 
     Returns:
         A whole page, as self-contained as ``render``'s.
