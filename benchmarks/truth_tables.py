@@ -22,10 +22,10 @@ def _lds(result: dict[str, Any]) -> Iterable[str]:
     yield "## Linear datamodelling score\n"
     yield (
         f"MLP 49-32-32-10 on {settings['rows']:,} MNIST images (7×7), {settings['queries']} queries; "
-        f"{settings['subsets']} random halves × {settings['seeds']} seeds retrained. Rank correlation of the summed scores with the "
-        "retrained models' losses, mean over queries with a 95 % bootstrap interval; one checkpoint, and the mean over "
-        f"{settings['members']}. The retrainings' own reliability is {figures['reliability']:.3f}: a method without "
-        f"error would reach {figures['ceiling']:.3f}. {machine(result)}\n"
+        f"{settings['subsets']} random halves × {settings['seeds']} seeds retrained. Rank correlation of the summed "
+        "scores with the retrained models' losses, mean over queries with a 95 % bootstrap interval; one checkpoint, "
+        f"and the mean over {settings['members']}. The retrainings' own reliability is {figures['reliability']:.3f}: "
+        f"a method without error would reach {figures['ceiling']:.3f}. {machine(result)}\n"
     )
     methods = figures["methods"]
     rows = []
