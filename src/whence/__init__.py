@@ -25,7 +25,31 @@ from whence.errors import (
     RunFormatError,
     WhenceError,
 )
-from whence.methods import Influence, InfluenceAttribution, LeaveOneOut, load
+from whence.evaluate import (
+    LDS,
+    Agreement,
+    Retraining,
+    agreement,
+    lds,
+    leave_group_out,
+    leave_one_out,
+    pbrf,
+    sample_subsets,
+    train_subsets,
+)
+from whence.index import Index, IndexWriter, QueryFeatures, open_index
+from whence.methods import (
+    Ensemble,
+    EnsembleAttribution,
+    Influence,
+    InfluenceAttribution,
+    LeaveOneOut,
+    Plan,
+    load,
+    load_ensemble,
+    plan,
+)
+from whence.pipeline import build_index, extend_index, top
 from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task
 from whence.uses.label_errors import find_label_errors
@@ -34,14 +58,20 @@ __all__ = [
     "CG",
     "EKFAC",
     "KFAC",
+    "LDS",
+    "Agreement",
     "BlockExact",
     "ConfigError",
     "DataError",
     "DataInf",
     "Diagonal",
+    "Ensemble",
+    "EnsembleAttribution",
     "Exact",
     "Examples",
     "Identity",
+    "Index",
+    "IndexWriter",
     "Influence",
     "InfluenceAttribution",
     "LabelledData",
@@ -52,18 +82,34 @@ __all__ = [
     "Neumann",
     "NumericalError",
     "Nystrom",
+    "Plan",
     "Projected",
+    "QueryFeatures",
     "Recipe",
     "Relative",
+    "Retraining",
     "RunFormatError",
     "Scores",
     "Signal",
     "Task",
     "WhenceError",
     "__version__",
+    "agreement",
     "as_examples",
+    "build_index",
+    "extend_index",
     "find_label_errors",
+    "lds",
+    "leave_group_out",
+    "leave_one_out",
     "load",
+    "load_ensemble",
+    "open_index",
+    "pbrf",
+    "plan",
+    "sample_subsets",
+    "top",
+    "train_subsets",
 ]
 
 __version__ = "0.1.0"

@@ -13,6 +13,7 @@ from whence.cli.clean import clean_command
 from whence.cli.console import plain
 from whence.cli.explain import explain_command
 from whence.cli.methods import methods_command
+from whence.cli.plan import plan_command
 from whence.errors import ConfigError, WhenceError
 
 __all__ = ["app", "main"]
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command("audit")(audit_command)
 app.command("explain")(explain_command)
 app.command("clean")(clean_command)
+app.command("plan")(plan_command)
 app.command("methods")(methods_command)
 
 

@@ -90,7 +90,7 @@ class IndexManifest:
             if len({layer.name for layer in manifest.layers}) != len(manifest.layers):
                 raise ValueError("two layers of one name")
             return manifest
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RunFormatError(
                 f"manifest of index {str(folder)!r} must be whole, got a wrong entry ({error!r}). Build it again."
             ) from error

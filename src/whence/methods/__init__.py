@@ -1,8 +1,22 @@
 """Attribution methods, one estimator a file: a config with ``fit(task, train)``."""
 
 from whence.methods.corrected import LeaveOneOut
+from whence.methods.ensemble import Ensemble, EnsembleAttribution, load_ensemble
 from whence.methods.influence import Influence, InfluenceAttribution
+from whence.methods.plan import Plan, plan, plan_of
 from whence.methods.restored import load
 from whence.methods.saved import save
 
-__all__ = ["Influence", "InfluenceAttribution", "LeaveOneOut", "load", "save"]
+__all__ = [
+    "Ensemble",
+    "EnsembleAttribution",
+    "Influence",
+    "InfluenceAttribution",
+    "LeaveOneOut",
+    "Plan",
+    "load",
+    "load_ensemble",
+    "plan",
+    "plan_of",
+    "save",
+]

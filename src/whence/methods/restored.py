@@ -68,7 +68,7 @@ def load(folder: str | Path, task: Task, train: Any = None) -> InfluenceAttribut
     else:
         examples = as_examples(train)
         _match("data", stored.data, examples.fingerprint, folder)
-    stream = GradientStream(task, coverage.layers, examples, stored.chunk)
+    stream = GradientStream(task, coverage.layers, examples, stored.chunk, Influence().memory_budget)
     preconditioner = _restore(folder / CURVATURE, stored.preconditioner, stream)
     features = StoredGradients(index, stored.count, stored.chunk, task) if with_features else None
     return InfluenceAttribution(
@@ -176,7 +176,7 @@ def _parse(index: Index) -> _Stored:
             chunk=chunk,
             seed=int(identity["seed"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RunFormatError(
             f"manifest of run {str(index.folder)!r} must be whole, got a wrong entry ({error!r}). Fit and save again."
         ) from error

@@ -181,9 +181,9 @@ def identity_of(attribution: InfluenceAttribution, examples: Examples) -> dict[s
         "loss": loss_name(attribution.task),
         "layers": [layer.name for layer in attribution.coverage.layers],
         "computed_in": str(attribution.task.dtype).removeprefix("torch."),
-        "curvature": f"{name} {_fingerprint(settings, tensors)[:12]}",
         "seed": attribution.config.seed,
         "chunk": attribution.stream.chunk,
+        "curvature": f"{name} {_fingerprint(settings, tensors)[:12]}",
     }
 
 

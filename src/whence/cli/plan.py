@@ -1,0 +1,110 @@
+"""``whence plan``: what attribution will cost in time, memory and disk, before it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from whence.audit import METHODS, train_rows_of
+from whence.cli.console import Stages, plain
+from whence.cli.usermodel import load_user_model
+from whence.data import LabelledData, ReadOptions, as_examples, read
+from whence.errors import ConfigError
+from whence.methods import Influence, Plan, plan
+from whence.tasks import Task
+from whence.tasks.defaults import default_for
+
+__all__ = ["plan_command"]
+
+
+def plan_command(
+    data: Annotated[str, typer.Argument(help="csv, tsv, parquet, jsonl, npz, a folder of images by class, ...")],
+    label: Annotated[str | None, typer.Option(help="Column with the labels.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text column, or several joined with commas.")] = None,
+    image: Annotated[str | None, typer.Option(help="Image column.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="Column whose values name the rows.")] = None,
+    split: Annotated[str | None, typer.Option(help="Column that tells train from test.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat for more.")] = None,
+    model: Annotated[str | None, typer.Option(help="Your own model: FILE.py:FUNC, called with the data.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Its weights: safetensors, or a state dict.")] = None,
+    method: Annotated[str, typer.Option(help=f"Curvature: {', '.join(METHODS)}.")] = "ekfac",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Predict what tracing DATA will cost: parameters, passes, seconds, memory, disk. Nothing is trained or written.
+
+    Example: whence plan sms.csv --label label
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    options = ReadOptions(label=label, text=text, image=image, id=id_column, split=split, drop=tuple(drop or ()))
+    with Stages(quiet=quiet) as stages:
+        stages(f"reading {plain(data, 60)}", 0)
+        labelled = read(data, options)
+        stages("measuring a few chunks", 0)
+        planned = _plan(labelled, model, weights, method, seed)
+    if as_json:
+        print(json.dumps(planned.as_dict(), allow_nan=False))
+        return
+    _print(planned, method)
+
+
+def _plan(data: LabelledData, spec: str | None, weights: Path | None, method: str, seed: int) -> Plan:
+    """Return the plan for a user's model, or for the embedded default with untrained weights."""
+    layers = None
+    if spec is not None:
+        own = load_user_model(spec, weights, data)
+        task, inputs = Task(own.model, "cross_entropy"), own.inputs
+    else:
+        default = default_for(data, seed=seed)
+        inputs = default.preparation.transform(data) if default.inputs is None else default.inputs
+        build = default.recipe.build
+        assert build is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            task = default.recipe.task(build().eval())
+        layers = "last" if data.kind == "image" else None
+    examples = as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids)
+    rows = train_rows_of(data)
+    training = examples if rows is None else examples.select(rows)
+    return plan(Influence(curvature=METHODS[method], layers=layers, seed=seed), task, training)
+
+
+def _print(planned: Plan, method: str) -> None:
+    """Print what is attributed, and one line a step."""
+    console = Console(highlight=False)
+    console.print(
+        f"[bold]{planned.share:.1%}[/] of {planned.trainable:,} parameters attributed, {planned.examples:,} examples, "
+        f"{escape(method)} [dim](measured on {planned.measured:,})[/]"
+    )
+    for name, count in planned.missed[:10]:
+        console.print(f"[yellow]not attributed:[/] {escape(plain(name, 60))} ({count:,} parameters)")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("step")
+    for name in ("seconds", "passes"):
+        table.add_column(name, justify="right")
+    labels = {"fit": "fit", "self_scores": "self-scores", "scores": f"scores of {planned.queries:,} queries",
+              "index": "index"}  # fmt: skip
+    for name, seconds in planned.seconds.items():
+        table.add_row(labels[name], f"{seconds:.3g}", f"{planned.passes[name]:.1f}")
+    console.print(table)
+    disk = ", ".join(f"{name} {_bytes(size)}" for name, size in planned.disk.items())
+    console.print(f"memory: {_bytes(planned.peak_bytes)} beside model and data")
+    console.print(f"disk of an index: {disk}")
+
+
+def _bytes(size: int) -> str:
+    """Return a size with a unit."""
+    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.3g} {units[0]}"

@@ -1,0 +1,218 @@
+"""What attribution will cost, before it is paid: from the model's shapes and a measured run on a few chunks."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from whence.data import Examples, as_examples
+from whence.gradients import parameter_gradients
+from whence.index import Block
+from whence.methods.packed import pack
+from whence.methods.saved import SHARD_BYTES, feature_bytes, write_attribution
+from whence.tasks import Task
+
+if TYPE_CHECKING:
+    from whence.methods.influence import Influence, InfluenceAttribution
+
+__all__ = ["Plan", "plan", "plan_of"]
+
+_QUERIES = 100
+_SHORT, _LONG = 1, 3
+_LARGEST_SHORT, _LARGEST_LONG = 256, 1024
+_CHUNK_COPIES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The cost of an attribution, predicted.
+
+    Args:
+        examples: N.
+        queries: Q.
+        attributed: Parameters that are attributed.
+        trainable: All trainable parameters.
+        missed: Modules that are not attributed, with their number of parameters.
+        seconds: Predicted time of "fit" (absent for a fitted attribution), "self_scores", "scores" (of Q queries)
+            and "index" (building it, self-scores included).
+        passes: The same in plain forward and backward passes over the training data, weight gradients included.
+        memory: Predicted peak in bytes beside the model and the data, by what takes it.
+        disk: Bytes of the tensors of an index, by storage type.
+        measured: Examples that the micro-run used.
+    """
+
+    examples: int
+    queries: int
+    attributed: int
+    trainable: int
+    missed: tuple[tuple[str, int], ...]
+    seconds: dict[str, float]
+    passes: dict[str, float]
+    memory: dict[str, int]
+    disk: dict[str, int]
+    measured: int
+
+    @property
+    def share(self) -> float:
+        """Share of the trainable parameters that are attributed."""
+        return self.attributed / max(1, self.trainable)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted peak memory of fit and scores, beside the model and the data."""
+        return sum(size for name, size in self.memory.items() if name != "index")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON."""
+        return {**asdict(self), "share": self.share, "peak_bytes": self.peak_bytes}
+
+
+def plan(config: Influence, task: Task, train: Any, queries: Any = None) -> Plan:
+    """Predict what fitting a config, scoring and indexing will cost.
+
+    Args:
+        config: What would be fitted.
+        task: The task; its weights need not be trained yet.
+        train: The training examples.
+        queries: The queries; None stands for 100.
+
+    Returns:
+        Shares, seconds, passes, memory and disk. Times come from fits to one and to three chunks (at most 1,024
+        examples), taken as a constant and a part that grows with N; curvatures whose solves depend on the data may
+        take more.
+
+    Raises:
+        ConfigError: As `Influence.fit` would.
+
+    Cost: two fits to at most 1,024 examples, and their scores.
+
+    Example:
+        >>> import whence as wh
+        >>> train = (torch.randn(50, 3), torch.randint(0, 2, (50,)))
+        >>> planned = wh.plan(wh.Influence(), wh.Task(torch.nn.Linear(3, 2)), train)
+        >>> planned.share, planned.disk["float32"]
+        (1.0, 2000)
+    """
+    examples = as_examples(train)
+    chunk = config.fit(task, _some(examples, 8)).stream.chunk if config.batch_size is None else config.batch_size
+    short = min(len(examples), max(2, min(_SHORT * chunk, _LARGEST_SHORT)))
+    long = min(len(examples), max(2, min(_LONG * chunk, _LARGEST_LONG)))
+    sized = replace(config, batch_size=min(chunk, short))
+    first, _ = _timed(lambda: sized.fit(task, _some(examples, short)))
+    last, fitted = _timed(lambda: sized.fit(task, _some(examples, long)))
+    kept, probe = _kept_bytes(fitted, examples, config.memory_budget)
+    slope = max(0.0, last - first) / max(1, long - short)
+    if long == len(examples):
+        slope, first, short = 0.0, last, 0
+    seconds = {"fit": max(last, first + slope * (len(examples) - short))}
+    return _planned(fitted, examples, queries, seconds, kept, probe)
+
+
+def plan_of(attribution: InfluenceAttribution, queries: Any = None) -> Plan:
+    """Predict what scores, self-scores and an index of a fitted attribution will cost. See `plan`."""
+    count = min(len(attribution.examples), max(2, min(_LONG * attribution.stream.chunk, _LARGEST_LONG)))
+    examples = _some(attribution.examples, count)
+    stream = replace(attribution.stream, examples=examples, _kept=[])
+    small = replace(attribution, examples=examples, stream=stream, stored=None)
+    kept, probe = _kept_bytes(small, attribution.examples, attribution.stream.budget)
+    return _planned(small, attribution.examples, queries, {}, kept, probe)
+
+
+def _planned(
+    small: InfluenceAttribution,
+    examples: Examples,
+    queries: Any,
+    seconds: dict[str, float],
+    kept: int,
+    probe: Block,
+) -> Plan:
+    """Measure an attribution of a few examples and carry it over to all."""
+    count, measured = len(examples), len(small.examples)
+    asked = _some(examples, _QUERIES) if queries is None else as_examples(queries)
+    number = _QUERIES if queries is None else len(asked)
+    if kept == 0:  # what fits a few examples' budget does not fit all of them
+        small = replace(small, stream=replace(small.stream, budget=0, _kept=[]))
+    times = _micro_run(small, _some(asked, _QUERIES))
+    grow = count / measured
+    seconds = {
+        **seconds,
+        "self_scores": times["self_scores"] * grow,
+        "scores": (times["queries"] + times["scores"] * grow) * number,
+        "index": times["index"] * grow,
+    }
+    _, tensors = small.preconditioner.state()
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    itemsize = torch.empty((), dtype=small.task.dtype).element_size()
+    working = _CHUNK_COPIES * small.stream.chunk * sum(part.numbers // len(part) for part in probe.parts.values())
+    return Plan(
+        examples=count,
+        queries=number,
+        attributed=small.coverage.attributed,
+        trainable=small.coverage.trainable,
+        missed=small.coverage.missed,
+        seconds=seconds,
+        passes={name: value / (times["pass"] * grow) for name, value in seconds.items()},
+        memory={
+            "kept factors": kept,
+            "curvature": 3 * 8 * numbers,
+            "chunks": working * itemsize,
+            "index": 3 * SHARD_BYTES,
+        },
+        disk={name: disk_bytes(probe, examples.ids, name) for name in ("float32", "float16", "bfloat16")},
+        measured=measured,
+    )
+
+
+def disk_bytes(block: Block, ids: np.ndarray, dtype: str) -> int:
+    """Return the bytes of an index's tensors: features with norms and scales, ids, self-scores."""
+    count = len(ids)
+    names = 8 * count
+    if not np.issubdtype(ids.dtype, np.integer):
+        names += sum(len(str(id_).encode("utf-8", "surrogatepass")) for id_ in ids.tolist())
+    return feature_bytes(block, dtype) * count + names + 8 * count
+
+
+def _micro_run(small: InfluenceAttribution, asked: Examples) -> dict[str, float]:
+    """Time every step on a few examples; "queries" and "scores" are for one of them."""
+    features_time = min(_timed(lambda: small.query_features(asked))[0] for _ in range(2))
+    scores_time = min(_timed(lambda: small.scores(asked))[0] for _ in range(2))
+    with tempfile.TemporaryDirectory() as folder:
+        index_time, _ = _timed(
+            lambda: write_attribution(small, Path(folder) / "index", dtype="float32", self_scores=True, limit=None)
+        )
+    batch = small.task.place(small.examples.batch(np.arange(len(small.examples))))
+    pass_time, _ = _timed(lambda: parameter_gradients(small.task, "loss", batch))
+    return {
+        "queries": features_time / len(asked),
+        "scores": max(0.0, scores_time - features_time) / len(asked),
+        "self_scores": _timed(small.self_scores)[0],
+        "index": index_time,
+        "pass": max(pass_time, 1e-9),
+    }
+
+
+def _kept_bytes(small: InfluenceAttribution, examples: Examples, budget: int) -> tuple[int, Block]:
+    """Return the bytes of factors that stay in memory between passes, all or none, and one example's features."""
+    gradients = small.stream.run(examples.batch(np.arange(1)), np.arange(1)).training()
+    itemsize = torch.empty((), dtype=small.task.dtype).element_size()
+    needed = gradients.compact_numbers * itemsize * len(examples)
+    return (needed if needed <= budget else 0), pack(gradients)
+
+
+def _some(examples: Examples, count: int) -> Examples:
+    """Return examples evenly spaced over all."""
+    return examples.select(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(np.int64))
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Return seconds and the result."""
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
