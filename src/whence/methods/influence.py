@@ -12,7 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.curvature import EKFAC, Curvature, Exact, Preconditioner
+from whence.curvature import (
+    EKFAC,
+    Curvature,
+    DataInfPreconditioner,
+    Exact,
+    JointPreconditioner,
+    Preconditioner,
+)
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError
 from whence.gradients import (
@@ -22,10 +29,14 @@ from whence.gradients import (
     Matrix,
     check_capture,
     chunk_size,
+    concatenate,
     dense_query_gradients,
     find_layers,
 )
+from whence.index import QueryFeatures
 from whence.methods.corrected import Correction, LeaveOneOut, correct
+from whence.methods.packed import query_parts
+from whence.methods.plan import Plan, plan_of
 from whence.methods.saved import save
 from whence.scores import Scores, Signal
 from whence.tasks import Loss, Task
@@ -43,12 +54,12 @@ class Influence:
     removed and the model trained again at the same λ on the mean loss.
 
     Args:
-        curvature: What stands for H: `EKFAC` (default), `KFAC`, `Identity`, `Exact`.
+        curvature: What stands for H: `EKFAC` (default) or any other of `whence.curvature`.
         layers: None for all supported layers, "last", or regular expressions of module names.
         batch_size: Examples a chunk; None chooses one that keeps buffers small. It cannot change a score.
         seed: Seed of sampled labels, used together with each example's id.
         memory_budget: Bytes of training factors that may be kept in memory; beyond it they are recomputed.
-        dtype: Floating-point type to compute in: None is float64 for `Exact` and the model's own otherwise.
+        dtype: Floating-point type to compute in: None is float64 for `Exact` and Hessians, else the model's own.
 
     Reference: Koh & Liang (2017), eq. 2 and 5; sign and unit as stated above.
 
@@ -88,7 +99,8 @@ class Influence:
         Cost: see the curvature.
         """
         examples = as_examples(train)
-        dtype = self.dtype if self.dtype is not None else torch.float64 if isinstance(self.curvature, Exact) else None
+        double = isinstance(self.curvature, Exact) or getattr(self.curvature, "hessian", False)
+        dtype = self.dtype if self.dtype is not None else torch.float64 if double else None
         task = task if dtype is None else task.in_dtype(dtype)
         coverage = find_layers(task.model, self.layers)
         check_capture(task, coverage, examples)
@@ -174,14 +186,37 @@ class InfluenceAttribution:
             for rows, correction, _ in self._corrections():
                 values[rows] = (correction.gradient * correction.change).sum(1).cpu().numpy()
         else:
-            preconditioned = self._preconditioned_decay
             for rows, gradients in self.training_gradients():
-                own = self.preconditioner.quadratic(gradients)
-                if preconditioned is not None:
-                    own = own + preconditioned.inner(gradients)[0]
-                values[rows] = (own / len(self.examples)).cpu().numpy()
+                values[rows] = self.self_scores_of(gradients)
         unit = None if self._ranks_only else _loss_unit(self.task)
         return Signal(values=values, ids=self.ids, name="self-influence", unit=unit)
+
+    def self_scores_of(self, gradients: Gradients) -> np.ndarray:
+        """Return the self-scores of examples with these training gradients [B]."""
+        own = self.preconditioner.quadratic(gradients)
+        if self._preconditioned_decay is not None:
+            own = own + self._preconditioned_decay.inner(gradients)[0]
+        values: np.ndarray = (own / len(self.examples)).double().cpu().numpy()
+        return values
+
+    def query_features(self, queries: Any = None) -> QueryFeatures:
+        """Return H⁻¹∇m of the queries, with which an index answers; see `whence.build_index`.
+
+        Args:
+            queries: As in `scores`.
+        """
+        blocks, query_ids = self._query_blocks(queries)
+        whole = concatenate(blocks)
+        decay = self._decayed_weights
+        offsets = torch.zeros(len(whole)) if decay is None else whole.inner(decay)[:, 0].cpu()
+        return QueryFeatures(
+            parts=query_parts(whole),
+            ids=query_ids,
+            offsets=offsets,
+            count=len(self.examples),
+            unit=None if self._ranks_only else self.task.unit,
+            weights=self.task.weights_fingerprint(),
+        )
 
     def leave_one_out(self) -> LeaveOneOut:
         """Return every training example's predicted leave-one-out outputs and loss.
@@ -277,6 +312,10 @@ class InfluenceAttribution:
         """Write the attribution to a folder; `whence.load` reads it. See `whence.methods.saved.save`."""
         save(self, folder)
 
+    def plan(self, queries: Any = None) -> Plan:
+        """Predict seconds, memory and disk of scores, self-scores and an index. See `whence.plan`."""
+        return plan_of(self, queries)
+
     def training_gradients(self) -> Iterator[tuple[slice, Gradients]]:
         """Return an iterator over (rows, factored training gradients) in row order."""
         self._check_unchanged()
@@ -322,7 +361,12 @@ class InfluenceAttribution:
         return blocks, examples.ids
 
     def _preconditioned(self, gradients: Gradients) -> Iterator[Gradients]:
-        """Precondition some queries' gradients, a block at a time."""
+        """Precondition some queries' gradients, a block at a time; a solver's products serve all of them at once."""
+        if isinstance(self.preconditioner, (DataInfPreconditioner, JointPreconditioner)):
+            gradients = self.preconditioner.precondition(gradients)
+            size = max(1, _BLOCK_NUMBERS // (max(layer.shape[0] for layer in self.coverage.layers) * self.stream.chunk))
+            yield from (gradients.rows(slice(i, i + size)) for i in range(0, len(gradients), size))
+            return
         first = self.preconditioner.precondition(gradients.rows(slice(0, 1)))
         terms = max(next(iter(f.tensors().values())).shape[1] for f in first.layers.values())
         size = max(1, _BLOCK_NUMBERS // (terms * min(self.stream.chunk, len(self.examples))))
