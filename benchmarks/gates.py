@@ -55,7 +55,7 @@ def against_every_peer(report: support.Report, model: str, entries: Entries) -> 
         contender = peers.CONTENDERS[name]
         if contender.ours or contender.layers == "last" or "failed" in entry:
             continue
-        theirs = entry["agreement"].get("exact/pairwise", 1.0)
+        theirs = max(entry["agreement"].get(f"{what}/pairwise", 1.0) for what in ("exact", "low"))  # at their damping
         equals = {n: e for n, e in ours.items() if e["agreement"]["exact/pairwise"] >= min(theirs - SAME, exact)}
         begun = {*entry["seconds"], entry.get("stopped", {}).get("step")}
         steps = tuple(step for step in STEPS if step in begun)
