@@ -40,7 +40,7 @@ def test_gauss_newton_by_roots_kept_or_not_and_by_autograd(name: str) -> None:
         apply = products.operator(block)
         for _ in range(2):
             assert_close(apply(vectors), vectors @ matrix)
-        assert bool(products._kept) == (budget > 0)
+        assert bool(products._thick) == (budget > 0)
         assert_close(products._by_autograd(0, vectors) + products._by_autograd(1, vectors), 6 * vectors @ matrix)
         assert products.mean_eigenvalue() == pytest.approx(float(matrix.diagonal().mean()), rel=1e-10)
 

@@ -20,6 +20,10 @@ class _Method:
     cost: str
     use: str
     caution: str
+    call: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "call", self.call or f"--method {self.name}")
 
 
 METHODS = (
@@ -45,6 +49,78 @@ METHODS = (
         "the Hessian of a non-convex network is indefinite and is refused without damping",
     ),
     _Method(
+        "diagonal",
+        "every parameter by itself: H = diag(F)",
+        "1 pass to fit",
+        "a cheap baseline; a preconditioner for cg",
+        "no correlations at all: far from the exact scores",
+        "wh.Diagonal()",
+    ),
+    _Method(
+        "block-exact",
+        "the dense Gauss-Newton matrix or Hessian of every layer by itself",
+        "1 pass and N·P² operations a layer of P parameters; at most 12,000 a layer",
+        "small layers, and to see what K-FAC leaves out",
+        "no cross-terms between layers",
+        "wh.BlockExact()",
+    ),
+    _Method(
+        "cg",
+        "the exact Gauss-Newton answer by conjugate gradients, preconditioned on request",
+        "1 product with all the data a step; a pass each where gradients do not fit the memory budget",
+        "the exact answer where the dense matrix is too large; few queries",
+        "self-scores take a solve an example; needs the training data after loading",
+        "wh.CG(preconditioner=wh.EKFAC())",
+    ),
+    _Method(
+        "lissa",
+        "h ← v + (1 − damp) h − H_batch h / scale, effective damping stated",
+        "depth·repeats·batch / N passes a block of queries",
+        "large data sets and strong damping",
+        "noisy; thousands of steps where damping is weak",
+        "wh.LiSSA()",
+    ),
+    _Method(
+        "neumann",
+        "x ← x + α P (v − (H + λ) x) with P from EK-FAC",
+        "EK-FAC's fit and 1 product a step",
+        "a few corrections of EK-FAC by the exact curvature",
+        "cg with the same preconditioner needs fewer products to converge",
+        "wh.Neumann()",
+    ),
+    _Method(
+        "lanczos",
+        "leading eigenvectors of the whole curvature, 1/λ elsewhere",
+        "1 product a step, some 4·rank steps",
+        "many queries at weak cost once fitted",
+        "what lies outside the leading directions is not told apart",
+        "wh.Lanczos(rank=100)",
+    ),
+    _Method(
+        "nystrom",
+        "a random low-rank approximation of the whole curvature, 1/λ elsewhere",
+        "2 products with rank vectors",
+        "as lanczos, in two passes",
+        "less accurate than lanczos at the same rank",
+        "wh.Nystrom(rank=100)",
+    ),
+    _Method(
+        "datainf",
+        "the average of N per-example inverses, layer by layer",
+        "1 pass to fit, 1 a block of queries",
+        "comparison with published results",
+        "swaps average and inverse",
+        "wh.DataInf()",
+    ),
+    _Method(
+        "projected",
+        "the exact Fisher inside a space of k_out·k_in numbers a layer (LoGra)",
+        "2 passes to fit, features of a few thousand numbers",
+        "sequences and convolutions, an index of many examples",
+        "what lies outside the space counts nothing",
+        "wh.Projected(rank=16)",
+    ),
+    _Method(
         "identity",
         "1/N ∇mᵀ ∇ℓ, the gradient dot product",
         "nothing to fit",
@@ -61,8 +137,9 @@ def methods_command(
     if as_json:
         print(json.dumps([asdict(method) for method in METHODS], ensure_ascii=False, indent=1))
         return
-    table = Table(title="Methods (whence audit --method NAME)", title_justify="left", show_lines=True)
-    for heading in ("name", "score", "cost", "use", "caution"):
+    title = "Methods (whence audit --method NAME, or wh.Influence(curvature=wh.NAME()))"
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for heading in ("name", "score", "cost", "use", "caution", "call"):
         table.add_column(heading, style="bold" if heading == "name" else "")
     for method in METHODS:
         table.add_row(*asdict(method).values())

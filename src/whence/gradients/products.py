@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from whence.tasks import Task
 __all__ = ["Operator", "Products", "join_vectors", "split_vectors"]
 
 Operator = Callable[[Tensor], Tensor]
+_THICK = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,7 @@ class Products:
     kind: Fisher | Literal["hessian"] = "auto"
     seed: int = 0
     _kept: dict[int, Roots] = field(default_factory=dict, repr=False)
+    _thick: list[Roots] = field(default_factory=list, repr=False)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -85,8 +87,12 @@ class Products:
 
         def apply(vectors: Tensor) -> Tensor:
             total = torch.zeros_like(vectors)
-            for number in range(self.chunks):
-                self._add(total, number, vectors, block)
+            if self._factored(block):
+                for roots in self._all_roots():
+                    self._add(total, roots, vectors)
+            else:
+                for number in range(self.chunks):
+                    total += self._by_autograd(number, vectors)
             return total.div_(self.count)
 
         return apply
@@ -95,8 +101,10 @@ class Products:
         """Return the map of one chunk alone, scaled so that its mean over all chunks is `operator`'s."""
 
         def apply(vectors: Tensor) -> Tensor:
+            if not self._factored(block):
+                return self._by_autograd(number, vectors).mul_(self.chunks / self.count)
             total = torch.zeros_like(vectors)
-            self._add(total, number, vectors, block)
+            self._add(total, self._roots(number), vectors)
             return total.mul_(self.chunks / self.count)
 
         return apply
@@ -137,27 +145,41 @@ class Products:
             return False
         return self._fits or self.fisher != "exact" or self._probe.count <= 2 * block
 
-    def _add(self, total: Tensor, number: int, vectors: Tensor, block: int) -> None:
-        """Add the sum of one chunk's products."""
-        if not self._factored(block):
-            total += self._by_autograd(number, vectors)
-            return
-        roots = self._roots(number).to(vectors.dtype)
+    def _add(self, total: Tensor, roots: Roots, vectors: Tensor) -> None:
+        """Add the sum of the products of some examples."""
+        roots = roots.to(vectors.dtype)
         step = roots.block
         for start in range(0, len(vectors), step):
             part = split_vectors(vectors[start : start + step], self.shapes)
             total[start : start + step] += join_vectors(roots.product(part))
 
+    def _all_roots(self) -> Iterator[Roots]:
+        """Yield the roots of all examples; where they are kept, thin chunks are joined to thick ones."""
+        if not self._fits or self._kept:
+            yield from (self._roots(number) for number in range(self.chunks))
+            return
+        if not self._thick:
+            several, made = max(1, _THICK // self.stream.chunk), list[Roots]()
+            for start in range(0, self.chunks, several):
+                parts = [self._computed(number) for number in range(start, min(start + several, self.chunks))]
+                made.extend(Roots.joined(parts))
+            self._thick.extend(made)  # all at once: a pass that fails leaves nothing behind
+        yield from self._thick
+
     def _roots(self, number: int) -> Roots:
         """Return the roots of one chunk, kept where they fit the budget."""
         if number in self._kept:
             return self._kept[number]
-        rows = self._rows(number)
-        chunk = self.stream.run(self.stream.examples.batch(rows), rows)
-        roots = Roots.of(self.stream.fisher(chunk, self.fisher, self.seed))
+        roots = self._computed(number)
         if self._fits:
             self._kept[number] = roots
         return roots
+
+    def _computed(self, number: int) -> Roots:
+        """Return the roots of one chunk, by a forward pass and R backward passes."""
+        rows = self._rows(number)
+        chunk = self.stream.run(self.stream.examples.batch(rows), rows)
+        return Roots.of(self.stream.fisher(chunk, self.fisher, self.seed))
 
     def _rows(self, number: int) -> np.ndarray:
         """Return the rows of a chunk."""

@@ -178,6 +178,13 @@ class Roots:
         names = gradients[0].layers
         return Roots({name: _shared([part.layers[name] for part in gradients]) for name in names})
 
+    @staticmethod
+    def joined(parts: Sequence[Roots]) -> list[Roots]:
+        """Return the roots of several chunks as one, or as they are where their positions differ in number."""
+        layers = {name: _concatenated([part.layers[name] for part in parts]) for name in parts[0].layers}
+        whole = {name: roots for name, roots in layers.items() if roots is not None}
+        return [Roots(whole)] if len(whole) == len(layers) else list(parts)
+
     @property
     def count(self) -> int:
         """R."""
@@ -217,6 +224,20 @@ def _shared(factors: list[Factor]) -> LayerRoots:
     if isinstance(first, Lookup) and all(isinstance(f, Lookup) and _same(f.index, first.index) for f in factors):
         return LookupRoots(torch.stack([f.d for f in factors if isinstance(f, Lookup)]), first.index, first.width)
     return DenseRoots(torch.stack([factor.matrix() for factor in factors]))
+
+
+def _concatenated(parts: list[LayerRoots]) -> LayerRoots | None:
+    """Return the roots of all examples of one layer, or None if they do not fit each other."""
+    first = parts[0]
+    outers = [p for p in parts if isinstance(p, OuterRoots)]
+    if len(outers) == len(parts) and len({p.a.shape[1] for p in outers}) == 1:
+        return OuterRoots(torch.cat([p.d for p in outers], 1), torch.cat([p.a for p in outers]))
+    lookups = [p for p in parts if isinstance(p, LookupRoots)]
+    if isinstance(first, LookupRoots) and len(lookups) == len(parts) and len({p.index.shape[1] for p in lookups}) == 1:
+        d, index = torch.cat([p.d for p in lookups], 1), torch.cat([p.index for p in lookups])
+        return LookupRoots(d, index, first.width)
+    dense = [p for p in parts if isinstance(p, DenseRoots)]
+    return DenseRoots(torch.cat([p.m for p in dense], 1)) if len(dense) == len(parts) else None
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
