@@ -13,6 +13,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 COMMANDS = [
     ["speed.py", "--models", "transformer", "--only", "whence-ekfac", "whence-last"],
     ["oracle_gates.py"],
+    ["index.py"],
     ["lds.py", "--no-peers"],
     ["retraining.py"],
     ["label_errors.py", "--sets", "sms"],

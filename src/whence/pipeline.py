@@ -72,7 +72,7 @@ def build_index(
         dtype=dtype,
         shard_rows=shard_rows,
         self_scores=self_scores,
-        limit=None,
+        whole=True,
         on_progress=on_progress,
     )
 

@@ -111,6 +111,15 @@ def test_bounds_are_bounds_and_few_rows_are_finished() -> None:
     assert sum(touched) < 1200
 
 
+def test_blocks_without_norms_are_searched_too() -> None:
+    """What is computed as it is searched has no norms, so no bounds."""
+    block, dense = random_block("outer", 2000, 7)
+    query, matrix = random_query("terms", 1, 8)
+    state = best([(0, block, None)], Products.of(features(query), block.layouts, torch.float64), 5)
+    exact = torch.einsum("qoi,boi->b", matrix, dense)
+    assert state.rows[0].tolist() == exact.argsort(descending=True)[:5].tolist()
+
+
 def test_pieces_stay_small_whatever_the_block() -> None:
     """Rows a piece times numbers a row never pass the buffer, so memory does not grow with N."""
     for kind, layout in (("outer", (256, 785)), ("flat", (1, 512))):

@@ -95,13 +95,18 @@ class GradientStream:
 
     def training_gradients(self) -> Iterator[tuple[slice, Gradients]]:
         """Yield (rows, gradients of the training loss) in row order; kept in memory if all fit the budget."""
-        if self._kept and self._kept[-1][0].stop == len(self.examples):
+        if self.holds_all:
             yield from self._kept
             return
         for chunk in self.chunks():
             gradients = chunk.training()
             self.remember(chunk, gradients)
             yield chunk.span, gradients
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether the gradients of all examples are in memory."""
+        return bool(self._kept) and self._kept[-1][0].stop == len(self.examples)
 
     def remember(self, chunk: Chunk, gradients: Gradients) -> None:
         """Keep a chunk's training gradients for later passes, if those of all chunks fit the budget."""

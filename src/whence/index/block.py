@@ -141,6 +141,11 @@ class Block:
         """How many numbers the B examples take."""
         return sum(part.numbers for part in self.parts.values())
 
+    @property
+    def has_norms(self) -> bool:
+        """Whether every layer's norms are known, as they are in a stored block."""
+        return all(part.norm is not None for part in self.parts.values())
+
     def rows(self, index: slice | Tensor) -> Block:
         """Return the features of some examples."""
         return Block({name: part.rows(index) for name, part in self.parts.items()})

@@ -97,7 +97,7 @@ def best(
     sign = 1.0 if largest else -1.0
     for first, block, mask in blocks:
         rows = torch.arange(len(block)) if mask is None else torch.from_numpy(np.flatnonzero(mask))
-        if products.bounded and len(rows) > 2 * _HEAD:
+        if products.bounded and block.has_norms and len(rows) > 2 * _HEAD:
             state = _pruned(state, block, rows, first, products, sign)
         else:
             for start, piece in block.pieces(products.rows_a_piece(block)):

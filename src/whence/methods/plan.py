@@ -185,7 +185,7 @@ def _micro_run(small: InfluenceAttribution, asked: Examples) -> dict[str, float]
     scores_time = min(_timed(lambda: small.scores(asked))[0] for _ in range(2))
     with tempfile.TemporaryDirectory() as folder:
         index_time, _ = _timed(
-            lambda: write_attribution(small, Path(folder) / "index", dtype="float32", self_scores=True, limit=None)
+            lambda: write_attribution(small, Path(folder) / "index", dtype="float32", self_scores=True, whole=True)
         )
     batch = small.task.place(small.examples.batch(np.arange(len(small.examples))))
     pass_time, _ = _timed(lambda: parameter_gradients(small.task, "loss", batch))

@@ -68,7 +68,7 @@ def write_attribution(
     dtype: str | None = None,
     shard_rows: int | None = None,
     self_scores: bool = False,
-    limit: int | None = LARGEST_FEATURES,
+    whole: bool = False,
     on_progress: Progress | None = None,
 ) -> Index:
     """Write an attribution into a folder, or go on with one that was interrupted.
@@ -79,16 +79,16 @@ def write_attribution(
         dtype: Storage type of the features; None is the task's own.
         shard_rows: Rows a shard; None makes shards of about 64 MiB.
         self_scores: Store self-scores too.
-        limit: Bytes of features beyond which only ids are stored; None stores them in any case.
+        whole: Store the features whatever they take; otherwise, beyond 2 GiB, ids alone.
         on_progress: Called with (rows done, rows).
     """
     dtype = str(attribution.task.dtype).removeprefix("torch.") if dtype is None else dtype
     settings, tensors = attribution.preconditioner.state()
-    probe = pack(next(_computed(attribution, attribution.examples, 0))) if not attribution.stored else pack(
-        attribution.stored[0][1]
-    )
+    attribution.training_gradients()  # raises if the weights have changed since the fit
+    stored = attribution.stored
+    probe = pack(stored[0][1] if stored else next(_computed(attribution, attribution.examples, 0)))
     size = feature_bytes(probe, dtype)
-    with_features = limit is None or size * len(attribution.examples) <= LARGEST_FEATURES
+    with_features = whole or size * len(attribution.examples) <= LARGEST_FEATURES
     writer = IndexWriter(
         folder=folder,
         identity={**identity_of(attribution, attribution.examples), "self_scores": self_scores},
@@ -130,7 +130,8 @@ def feature_rows(
     attribution: InfluenceAttribution, examples: Examples, start: int
 ) -> Iterator[tuple[slice, Gradients]]:
     """Yield (rows, gradients) from row ``start`` on; the fit's own examples from memory or disk where they are."""
-    if examples is not attribution.examples or (start and attribution.stored is None):
+    at_hand = attribution.stored is not None or attribution.stream.holds_all
+    if examples is not attribution.examples or not at_hand:
         row = start
         for gradients in _computed(attribution, examples, start):
             yield slice(row, row + len(gradients)), gradients
