@@ -100,6 +100,19 @@ def test_autocast_inside_the_model(name: str) -> None:
     assert relative_error(found.dense(), true) < 0.05
 
 
+def test_hooks_of_the_user_stay_and_count() -> None:
+    case = zoo.make("mlp")
+    handles = [
+        case.model[0].register_forward_pre_hook(lambda module, args: (args[0] * 0.5,)),
+        case.model[0].register_forward_hook(lambda module, args, output: torch.sin(2 * output)),
+    ]
+    true = oracle.per_example_gradients(case.model, oracle.cross_entropy, *case.train)
+    torch.testing.assert_close(gradients_of(case.model, case.train).dense(), true, rtol=1e-10, atol=1e-13)
+    assert len(case.model[0]._forward_hooks) == len(case.model[0]._forward_pre_hooks) == 1
+    for handle in handles:
+        handle.remove()
+
+
 def test_integer_inputs() -> None:
     """Pixels as integers, scaled inside the model."""
 

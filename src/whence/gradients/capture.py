@@ -139,7 +139,8 @@ def record(model: nn.Module, layers: tuple[Layer, ...]) -> Iterator[Tape]:
         for source in sources.values():
             before, after = _hooks(source, tape)
             stack.callback(source.module.register_forward_pre_hook(before).remove)
-            stack.callback(source.module.register_forward_hook(after, with_kwargs=True).remove)
+            # before the user's own hooks, which may change the output
+            stack.callback(source.module.register_forward_hook(after, prepend=True, with_kwargs=True).remove)
         stack.enter_context(torch.enable_grad())
         yield tape
 
