@@ -25,7 +25,7 @@ def test_scores_are_shown_with_their_standard_error(tmp_path: Path) -> None:
             model.weight.copy_(torch.randn(2, 3, generator=generator))
         tasks.append(wh.Task(model))
     ensemble = wh.Ensemble().fit(tasks, examples)
-    summary = {"model": {}, "data": {"name": "toy"}, "method": {}}
+    summary = {"model": {"name": "toy"}, "data": {"name": "toy"}, "method": {}}
     manifest = {"whence": "0", "created": "today"}
     run = Run(folder=tmp_path, manifest=manifest, suspects=pd.DataFrame(), summary=summary)
     found = explain(run, data, ensemble, Query(rows=data, inputs=x, position=4), k=3)

@@ -12,6 +12,7 @@ by, which is part of s already. No retraining, no held-out data, no further pass
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -108,9 +109,9 @@ def evidence_shift(eigenvalues: Tensor, weights: Tensor, count: int) -> float:
     high = max(len(values) / (count * norm), largest / _SPAN)  # γ < P, so the solution lies below
     low = min(high, largest) / _SPAN
     for _ in range(_HALVINGS):
-        middle = (low * high) ** 0.5
+        middle = math.sqrt(low * high)
         low, high = (middle, high) if _excess(values, middle, count * norm) > 0 else (low, middle)
-    return (low * high) ** 0.5
+    return math.sqrt(low * high)
 
 
 def _excess(values: Tensor, shift: float, scale: float) -> float:

@@ -94,7 +94,8 @@ def reliability(actual: np.ndarray) -> float:
     ranks = _ranked(np.moveaxis(actual, 0, -1))  # [S, Q, M]
     pairs = [correlation(ranks[i], ranks[j]).mean() for i in range(seeds) for j in range(i)]
     mean = float(np.mean(pairs))
-    return seeds * mean / (1 + (seeds - 1) * mean)
+    stepped: float = seeds * mean / (1 + (seeds - 1) * mean)
+    return stepped
 
 
 def _ranked(values: np.ndarray) -> np.ndarray:

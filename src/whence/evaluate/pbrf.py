@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def pbrf(
 
     Raises:
         ConfigError: The loss is not smooth, or the proximity is not positive.
-        NumericalError: The gradient norm is not reached.
+        NumericalError: The gradient norm is not reached, as can happen at a kink of a network with ReLUs.
 
     Cost: K full-batch L-BFGS solves in float64.
     Reference: Bae et al. (2022), eq. 11, with the removal's weight ε = −1/N.
@@ -75,8 +76,7 @@ def pbrf(
     changes = []
     for row in rows:
         removed = response.place(examples.batch(np.array([row])))
-        found = lbfgs(lambda flat, one=removed: response.objective(flat, one), response.start,
-                      gradient_norm=gradient_norm)  # type: ignore[misc]  # fmt: skip
+        found = lbfgs(partial(response.objective, removed), response.start, gradient_norm=gradient_norm)
         changes.append(response.measured(found, asked) - before)
     query_ids = np.array(["model"]) if asked is None else asked.ids
     return Scores(values=torch.stack(changes, 1), query_ids=query_ids, ids=examples.ids[rows], unit=task.unit)
@@ -110,7 +110,7 @@ class _Response:
         """Return the batch where the model is, in float64."""
         return self.task.place(batch)
 
-    def objective(self, flat: np.ndarray, removed: Batch) -> tuple[float, np.ndarray]:
+    def objective(self, removed: Batch, flat: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the objective and its gradient at the parameters ``flat`` [P]."""
         self._move(flat)
         total = -self.task.losses(removed).sum() / self.count

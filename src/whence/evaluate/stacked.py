@@ -89,7 +89,7 @@ def _descend(recipe: Recipe, task: Task, examples: Examples, scale: Tensor, seed
     generator = torch.Generator().manual_seed(seed)
 
     def member(parameters: dict[str, Tensor], batch: Batch, weights: Tensor) -> Tensor:
-        values = torch.func.functional_call(losses, {**parameters, **frozen}, (batch,))
+        values: Tensor = torch.func.functional_call(losses, {**parameters, **frozen}, (batch,))
         return (values * weights).mean()
 
     every = torch.func.vmap(member, in_dims=(0, None, 0), randomness="same")

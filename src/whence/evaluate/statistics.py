@@ -30,7 +30,8 @@ def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     y = y - y.mean(-1, keepdims=True)
     scale = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
     product = (x * y).sum(-1)
-    return np.divide(product, scale, out=np.zeros_like(scale), where=scale > 0)
+    found: np.ndarray = np.divide(product, scale, out=np.zeros_like(scale), where=scale > 0)
+    return found
 
 
 def bootstrap(values: np.ndarray, *, resamples: int, seed: int) -> Interval:
