@@ -205,7 +205,12 @@ def affine(a: Tensor, slot: Slot) -> Tensor:
     biased = slot.pieces[-1].form == "column"
     if not biased:
         return a
-    return F.pad(a, (0, 1), value=1.0) if len(slot.pieces) > 1 else torch.ones_like(a[..., :1])
+    if len(slot.pieces) == 1:
+        return torch.ones_like(a[..., :1])
+    if a.ndim == 3 and a.transpose(1, 2).is_contiguous():  # patches: appended to as they lie, without a strided copy
+        patches = a.transpose(1, 2)
+        return torch.cat([patches, patches.new_ones(len(a), 1, a.shape[1])], 1).transpose(1, 2)
+    return F.pad(a, (0, 1), value=1.0)
 
 
 def positions(x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ _KEPT = 2**15
 _DIMENSIONS = 384
 _CHUNK = 4096
 _LONGEST = 20_000
-_EPOCHS = 25
+_EPOCHS = 30
 _DECAY = 1.0
 
 
@@ -120,7 +120,7 @@ def text_default(data: LabelledData, seed: int = 0) -> Default:
     preparation, weighted = TextPreparation.fit(data.content, seed)
     dimensions = preparation.directions.shape[1]
     network = perceptron_config(
-        inputs=dimensions, classes=len(data.classes), hidden=(128,), input_dropout=0.3, dropout=0.5
+        inputs=dimensions, classes=len(data.classes), hidden=(128,), input_dropout=0.4, dropout=0.5
     )
     return Default(
         name="text-mlp",
