@@ -180,10 +180,10 @@ def growth(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         figures["fit_s"] = time.perf_counter() - start
         figures["index_s"] = clocked(lambda: wh.build_index(attribution, folder / "index", shard_rows=2048))
         index = wh.open_index(folder / "index")
-        features = attribution.query_features(examples.select(np.arange(100)))
+        features = attribution.query_features(examples.select(np.arange(min(100, count))))
         index.top(features, 10)
         figures["scan_s"] = median(clocked(lambda: index.top(features, 10)) for _ in range(3))
-        figures["stream_s"] = clocked(lambda: wh.top(attribution, examples.select(np.arange(10)), 10))
+        figures["stream_s"] = clocked(lambda: wh.top(attribution, examples.select(np.arange(min(10, count))), 10))
     return {**figures, "peak_private_mb": peak.megabytes}
 
 

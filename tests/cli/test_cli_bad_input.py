@@ -185,7 +185,7 @@ def test_interrupting_training_leaves_nothing(call, tmp_path: Path, monkeypatch)
 
 
 def test_a_diverging_loss_is_named(call, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(Recipe, "_rate", lambda self, progress: float("inf"))
+    monkeypatch.setattr(Recipe, "rate", lambda self, progress: float("inf"))
     shown = call("audit", save(numbers(), tmp_path / "data.csv"), "--out", tmp_path / "run")
     assert shown.code == 1 and "finite" in shown.one_line() and not (tmp_path / "run").exists()
 

@@ -144,6 +144,8 @@ def test_save_and_load(name: str, curvature: str, tmp_path: Path) -> None:
     whole = wh.load(tmp_path / "run", task, train)
     found = quantities(whole, case, order)
     rounding = {"rtol": 1e-11, "atol": 1e-14}  # the same numbers in another memory layout
+    if curvature.startswith("cg"):  # whose steps carry rounding on
+        rounding = {"rtol": 1e-8, "atol": 1e-12}
     for key, values in expected.items():
         torch.testing.assert_close(found[key], values, **rounding)
     without = wh.load(tmp_path / "run", task)

@@ -72,7 +72,8 @@ class LiSSA:
         damped = damping_of(self.damping, products)
         shift = damped + stream.task.weight_decay
         auto = self.scale == "auto"
-        scale = _MARGIN * largest_of_batches(products, shift, None, seed) if auto else float(self.scale)
+        largest = largest_of_batches(products, shift, None, batch=self.batch, seed=seed) if auto else 0.0
+        scale = _MARGIN * largest if auto else float(self.scale)
         schedule = Schedule(
             steps=self.depth, repeats=self.repeats, batch=self.batch, tolerance=self.tolerance, seed=seed
         )

@@ -78,7 +78,10 @@ class Neumann:
         damped = damping_of(self.damping, products)
         shift = damped + stream.task.weight_decay
         auto = self.step_size == "auto"
-        scale = _MARGIN * largest_of_batches(products, shift, inner, seed) if auto else 1 / float(self.step_size)
+        if auto:
+            scale = _MARGIN * largest_of_batches(products, shift, inner, batch=self.batch, seed=seed)
+        else:
+            scale = 1 / float(self.step_size)
         schedule = Schedule(steps=self.steps, repeats=1, batch=self.batch, tolerance=self.tolerance, seed=seed)
         details = {
             "curvature": "neumann",

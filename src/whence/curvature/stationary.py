@@ -135,8 +135,12 @@ class StationarySolver:
         return np.concatenate([np.argsort(draw, kind="stable") for draw in draws])
 
 
-def largest_of_batches(products: Products, shift: float, inner: Preconditioner | None, seed: int) -> float:
+def largest_of_batches(
+    products: Products, shift: float, inner: Preconditioner | None, *, batch: int | None, seed: int
+) -> float:
     """Return an estimate of the largest eigenvalue of P (H_k + shift) over at most 8 batches k, by power iteration.
+
+    Without batches H_k is the curvature of all the data: how it is streamed must not show.
 
     Raises:
         ConfigError: The curvature is zero, so that there is nothing to scale by.
@@ -145,11 +149,12 @@ def largest_of_batches(products: Products, shift: float, inner: Preconditioner |
     start = start.to(products.stream.task.device, products.dtype)
     metric: Map = torch.clone if inner is None else as_map(inner, products)
     few = np.unique(np.linspace(0, products.chunks - 1, min(_POWER_BATCHES, products.chunks)).astype(int))
+    applied = [products.operator(1)] if batch is None else [products.partial(int(k), 1) for k in few]
 
-    def shifted(number: int, v: Tensor) -> Tensor:
-        return products.partial(number, 1)(v).add_(v, alpha=shift)
+    def shifted(apply: Map, v: Tensor) -> Tensor:
+        return apply(v).add_(v, alpha=shift)
 
-    found = [largest_eigenvalue(partial(shifted, int(k)), metric, start, steps=_POWER_STEPS) for k in few]
+    found = [largest_eigenvalue(partial(shifted, apply), metric, start, steps=_POWER_STEPS) for apply in applied]
     if not max(found) > 0:
         raise ConfigError("the curvature must not be zero, got no positive eigenvalue. Use Identity().")
     return max(found)

@@ -173,7 +173,7 @@ class _Outer:
 
     def right(self, left: Tensor, a: Tensor) -> Tensor:
         """Return Σ_r x_r (a_r·a) [P, Q]."""
-        return (left * (a @ self.a.T)).reshape(len(left), self.queries, -1).sum(2)
+        return (left * (a @ self.a.T)).unflatten(1, (self.queries, -1)).sum(2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,7 +42,7 @@ class IndexWriter:
         RunFormatError: The folder holds something else, or an index of another identity; both are named.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     writer = IndexWriter(folder=folder + "/index", identity={"method": "mine"}, shard_rows=2)
         ...     writer.append(torch.eye(3), np.array(["a", "b", "c"]))

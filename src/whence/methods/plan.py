@@ -98,7 +98,7 @@ def plan(config: Influence, task: Task, train: Any, queries: Any = None) -> Plan
         >>> train = (torch.randn(50, 3), torch.randint(0, 2, (50,)))
         >>> planned = wh.plan(wh.Influence(), wh.Task(torch.nn.Linear(3, 2)), train)
         >>> planned.share, planned.disk["float32"]
-        (1.0, 2000)
+        (1.0, 2200)
     """
     examples = as_examples(train)
     chunk = config.fit(task, _some(examples, 8)).stream.chunk if config.batch_size is None else config.batch_size
