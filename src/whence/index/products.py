@@ -173,7 +173,8 @@ class _Outer:
 
     def right(self, left: Tensor, a: Tensor) -> Tensor:
         """Return Σ_r x_r (a_r·a) [P, Q]."""
-        return (left * (a @ self.a.T)).unflatten(1, (self.queries, -1)).sum(2)
+        products: Tensor = (left * (a @ self.a.T)).unflatten(1, (self.queries, -1))
+        return products.sum(2)
 
 
 @dataclass(frozen=True, eq=False)
