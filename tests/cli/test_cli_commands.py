@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from cli_samples import EXAMPLES, write_csv
+from cli_samples import EXAMPLES, sms, write_csv
 
 import whence
 from whence.data import read
@@ -78,6 +78,23 @@ def test_the_same_seed_gives_the_same_run_and_json_parses(call, tmp_path: Path) 
         assert parsed["data"]["rows"] == 150 and parsed["data"]["kind"] == "tabular" and shown.err == ""
         found.append(pd.read_parquet(tmp_path / name / "suspects.parquet"))
     pd.testing.assert_frame_equal(found[0], found[1])
+
+
+def test_reference_rows_of_a_file_change_class_influence_alone(call, tmp_path: Path) -> None:
+    rows = sms(120)
+    data = write_csv(tmp_path / "data.csv", rows[:80], ("label", "text"))
+    vouched = write_csv(tmp_path / "right.csv", rows[80:], ("label", "text"))
+    call("audit", data, "--out", tmp_path / "plain", "--quiet")
+    assert call("audit", data, "--out", tmp_path / "with", "--reference", vouched, "--quiet").code == 0
+    plain, with_file = (pd.read_parquet(tmp_path / name / "suspects.parquet") for name in ("plain", "with"))
+    assert plain["suspicion"].equals(with_file["suspicion"])
+    assert not np.allclose(plain["class_influence"], with_file["class_influence"])
+    unlabelled = write_csv(tmp_path / "bare.csv", [(text,) for _, text in rows[80:]], ("text",))
+    failed = call("audit", data, "--out", tmp_path / "bad", "--reference", unlabelled, "--quiet")
+    assert failed.code == 1 and "labels" in failed.one_line()
+    strange = write_csv(tmp_path / "strange.csv", [("eggs", "an omelette"), *rows[80:]], ("label", "text"))
+    failed = call("audit", data, "--out", tmp_path / "bad", "--reference", strange, "--quiet")
+    assert failed.code == 1 and "eggs" in failed.one_line()
 
 
 def test_a_run_replaces_an_earlier_run(call, tmp_path: Path) -> None:

@@ -145,6 +145,16 @@ def test_reference_rows(form: str, attribution) -> None:
     assert len(set(lowest) & {f"r{i}" for i in FLIPPED}) >= 4
 
 
+def test_reference_rows_from_elsewhere(attribution) -> None:
+    trusted = np.setdiff1d(np.arange(ROWS), FLIPPED)
+    rows = as_examples((torch.from_numpy(X[trusted]).float(), torch.from_numpy(GIVEN[trusted])))
+    frame = find_label_errors(attribution, data=texts(), reference=rows)
+    same = find_label_errors(attribution, data=texts(), reference=trusted)
+    np.testing.assert_allclose(frame["class_influence"], same["class_influence"], rtol=1e-5, atol=1e-9)
+    with pytest.raises(ConfigError, match="must have labels"):
+        find_label_errors(attribution, data=texts(), reference=as_examples(torch.from_numpy(X).float()))
+
+
 def test_duplicates_and_conflicts_are_flagged() -> None:
     frame = find_label_errors(probabilities(), data=texts()).set_index("id")
     assert {frame["duplicate_of"]["r0"], frame["duplicate_of"]["r3"]} & {"r0", "r3"}

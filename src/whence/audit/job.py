@@ -16,7 +16,7 @@ from torch import nn
 from whence.audit.members import Fits, OnStage, fit_members, held_out_accuracy, predict
 from whence.curvature import EKFAC, KFAC, Curvature, Exact, Identity, Relative
 from whence.data import Examples, LabelledData, as_examples
-from whence.errors import ConfigError, WhenceError
+from whence.errors import ConfigError, DataError, WhenceError
 from whence.methods import Influence, InfluenceAttribution
 from whence.report import (
     MethodCard,
@@ -98,10 +98,11 @@ class _Clock:
         return passed
 
 
-def audit(
+def audit(  # noqa: PLR0913 - the settings of the main job
     data: LabelledData,
     *,
     model: UserModel | None = None,
+    reference: LabelledData | None = None,
     method: str = "ekfac",
     seed: int = 0,
     version: str = "",
@@ -113,6 +114,7 @@ def audit(
     Args:
         data: Labelled rows with at least two classes.
         model: A user's own trained model; None trains the embedded default for the kind of data, twice.
+        reference: Other rows whose labels are known to be right, for class-based influence; with an embedded default.
         method: Curvature for influence: "ekfac", "kfac", "exact", "identity".
         seed: Seed of training and of sampled labels.
         version: Version to name in the summary.
@@ -131,6 +133,11 @@ def audit(
     """
     if method not in METHODS:
         raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    if reference is not None and model is not None:
+        raise ConfigError(
+            "reference rows of a file must go with the embedded default, got a model of your own. Mark reference rows "
+            "by a column of the data instead."
+        )
     clock = _Clock()
     default = default_for(data, seed=seed) if model is None else None
     inputs = _inputs(default, model, data)
@@ -168,7 +175,8 @@ def audit(
         )
     elif train_rows is not None:  # the attribution covers the training rows, the list all rows
         source = torch.from_numpy(logits).softmax(1)
-    suspects = find_label_errors(source, data=data, embeddings=_neighbour_features(inputs, task))
+    trusted = None if reference is None or default is None else _trusted(reference, data, default)
+    suspects = find_label_errors(source, data=data, embeddings=_neighbour_features(inputs, task), reference=trusted)
     scored = clock.lap()
     run = RunCard(
         whence=version,
@@ -233,6 +241,16 @@ def _inputs(default: Default | None, model: UserModel | None, data: LabelledData
         return default.preparation.transform(data) if default.inputs is None else default.inputs
     assert model is not None
     return model.inputs
+
+
+def _trusted(reference: LabelledData, data: LabelledData, default: Default) -> Examples:
+    """Return reference rows as examples, their labels numbered as the data's classes are."""
+    numbers = {name: number for number, name in enumerate(data.classes)}
+    unknown = [reference.classes[c] for c in np.unique(reference.labels) if reference.classes[c] not in numbers]
+    if unknown:
+        raise DataError(f"reference labels must be classes of the data, got {unknown[0]!r}. Leave such rows out.")
+    labels = np.array([numbers[reference.classes[c]] for c in reference.labels], dtype=np.int64)
+    return as_examples((default.preparation.transform(reference), torch.from_numpy(labels)))
 
 
 def _user_logits(task: Task, examples: Examples, data: LabelledData) -> np.ndarray:

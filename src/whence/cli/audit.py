@@ -16,7 +16,8 @@ from whence import __version__
 from whence.audit import METHODS, audit, write_run
 from whence.cli.console import Stages, plain
 from whence.cli.usermodel import load_user_model
-from whence.data import ReadOptions, read
+from whence.data import LabelledData, ReadOptions, read, read_like
+from whence.errors import DataError
 from whence.features import check_target
 
 __all__ = ["audit_command"]
@@ -31,7 +32,7 @@ def audit_command(
     image: Annotated[str | None, typer.Option(help="Image column.")] = None,
     id_column: Annotated[str | None, typer.Option("--id", help="Column whose values name the rows.")] = None,
     split: Annotated[str | None, typer.Option(help="Column that tells train from test.")] = None,
-    reference: Annotated[str | None, typer.Option(help="Column that marks rows you vouch for.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Column marking rows you vouch for, or a file of them.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat for more.")] = None,
     model: Annotated[str | None, typer.Option(help="Your own model: FILE.py:FUNC, called with the data.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Its weights: safetensors, or a state dict.")] = None,
@@ -47,20 +48,33 @@ def audit_command(
     """
     check_target(out)
     columns = tuple(drop or ())
+    vouched = None if reference is None or not Path(reference).exists() else Path(reference)
+    marked = reference if vouched is None else None
     options = ReadOptions(
-        label=label, text=text, image=image, id=id_column, split=split, reference=reference, drop=columns
+        label=label, text=text, image=image, id=id_column, split=split, reference=marked, drop=columns
     )
     with Stages(quiet=quiet) as stages:
         stages(f"reading {plain(data, 60)}", 0)
         labelled = read(data, options)
         own = None if model is None else load_user_model(model, weights, labelled)
-        result = audit(labelled, model=own, method=method, seed=seed, version=__version__, on_stage=stages)
+        right = None if vouched is None else _reference(vouched, data, options, labelled.label_name)
+        result = audit(
+            labelled, model=own, reference=right, method=method, seed=seed, version=__version__, on_stage=stages
+        )
         stages("writing the run", 0)
         report = write_run(result, out, source=str(Path(data)), options=options)
     if as_json:
         print(json.dumps({"run": str(out), "report": str(report), **_figures(result.summary)}, allow_nan=False))
         return
     _print(result.summary, out, report)
+
+
+def _reference(path: Path, data: str, options: ReadOptions, label: str) -> LabelledData:
+    """Read a file of reference rows as the data was read; all must have labels."""
+    rows, labelled = read_like(path, data, options, label)
+    if not labelled:
+        raise DataError(f"{path} must hold labels in column {label!r}, got none. Reference rows are known to be right.")
+    return rows
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from whence.data import LabelledData
+from whence.data import Examples, LabelledData
 from whence.errors import ConfigError, DataError
 from whence.uses.checks import check_embeddings, check_labels, check_logits, check_probabilities, check_reference
 from whence.uses.duplicates import Duplicates, find_duplicates
@@ -112,8 +112,8 @@ def find_label_errors(
         data: The labelled rows, for ids, class names, duplicates and a ``reference`` column.
         labels: Class positions [N] where there is neither data nor an attribution.
         embeddings: [N, D], for the neighbour signal.
-        reference: Row positions or a [N] mask of rows known to be right, for class-based influence. By default the
-            data's, else the 50 rows of every class that the models agree with most.
+        reference: Rows known to be right, for class-based influence: positions, a [N] mask, or other labelled
+            examples. By default the data's, else the 50 rows of every class that the models agree with most.
         evidence: Rows of most opposing influence to name for every suspect.
 
     Returns:
@@ -163,8 +163,8 @@ def find_label_errors(
         if isinstance(source, Members) and q.shape[1] <= _MOST_OUTPUTS and hasattr(attribution, "leave_one_out"):
             signals["leave_one_out_loss"] = attribution.leave_one_out().losses
         signals["self_influence"] = np.asarray(attribution.self_scores())
-        trusted = _reference(reference, data, own, given)
-        signals["class_influence"] = _class_influence(attribution, trusted, given)
+        trusted = _reference(reference, data, attribution, own, given)
+        signals["class_influence"] = _class_influence(attribution, trusted)
     noise = estimate_noise(judgement.logits, given)
     order = np.lexsort((rows, -(1 - own)))
     rank = np.empty(len(given), dtype=np.int64)
@@ -292,22 +292,30 @@ def _disagreement(embeddings: Any, given: Array) -> Array:
     return np.asarray(differs.sum(1) / np.maximum(1, other.sum(1)))
 
 
-def _reference(reference: Any, data: LabelledData | None, own: Array, given: Array) -> Array:
-    """Return positions of rows taken to be right: the user's, else the most consistently fitted of each class."""
+def _reference(
+    reference: Any, data: LabelledData | None, attribution: Attribution, own: Array, given: Array
+) -> Examples:
+    """Return examples taken to be right: the user's, else the most consistently fitted rows of each class."""
+    if isinstance(reference, Examples):
+        return reference
+    own_examples: Examples = attribution.examples
     if reference is None and data is not None and data.reference is not None:
         reference = data.reference
     if reference is not None:
-        return check_reference(reference, len(given))
+        return own_examples.select(check_reference(reference, len(given)))
     best = [np.flatnonzero(given == c) for c in np.unique(given)]
-    return np.concatenate([rows[np.argsort(-own[rows], kind="stable")[:_REFERENCE_PER_CLASS]] for rows in best])
+    kept = [rows[np.argsort(-own[rows], kind="stable")[:_REFERENCE_PER_CLASS]] for rows in best]
+    return own_examples.select(np.concatenate(kept))
 
 
-def _class_influence(attribution: Attribution, trusted: Array, given: Array) -> Array:
+def _class_influence(attribution: Attribution, trusted: Examples) -> Array:
     """Return min over classes of the mean score on that class's reference rows [N] (Nguyen-Duc et al. 2023)."""
+    if trusted.targets is None:
+        raise ConfigError("reference examples must have labels, got none. Pass (inputs, labels).")
+    labels = trusted.targets.cpu().numpy().reshape(-1)
     lowest: Array | None = None
-    for c in np.unique(given[trusted]):
-        rows = trusted[given[trusted] == c]
-        scores = attribution.scores(attribution.examples.select(rows)).values
+    for c in np.unique(labels):
+        scores = attribution.scores(trusted.select(np.flatnonzero(labels == c))).values
         mean = scores.mean(0).double().cpu().numpy()
         lowest = mean if lowest is None else np.minimum(lowest, mean)
     assert lowest is not None
