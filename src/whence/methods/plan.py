@@ -118,9 +118,7 @@ def plan(config: Influence, task: Task, train: Any, queries: Any = None) -> Plan
 def plan_of(attribution: InfluenceAttribution, queries: Any = None) -> Plan:
     """Predict what scores, self-scores and an index of a fitted attribution will cost. See `plan`."""
     count = min(len(attribution.examples), max(2, min(_LONG * attribution.stream.chunk, _LARGEST_LONG)))
-    examples = _some(attribution.examples, count)
-    stream = replace(attribution.stream, examples=examples, _kept=[])
-    small = replace(attribution, examples=examples, stream=stream, stored=None)
+    small = replace(_part_of(attribution, count), stored=None)
     kept, probe = _kept_bytes(small, attribution.examples, attribution.stream.budget)
     return _planned(small, attribution.examples, queries, {}, kept, probe)
 
@@ -139,14 +137,15 @@ def _planned(
     number = _QUERIES if queries is None else len(asked)
     if kept == 0:  # what fits a few examples' budget does not fit all of them
         small = replace(small, stream=replace(small.stream, budget=0, _kept=[]))
-    times = _micro_run(small, _some(asked, _QUERIES))
-    grow = count / measured
-    seconds = {
-        **seconds,
-        "self_scores": times["self_scores"] * grow,
-        "scores": (times["queries"] + times["scores"] * grow) * number,
-        "index": times["index"] * grow,
-    }
+    few = _some(asked, _QUERIES)
+    fewer = _part_of(small, max(1, measured // 4))
+    before, after = _micro_run(fewer, few), _micro_run(small, few)
+    grown = {}
+    for name, late in after.items():
+        slope = max(0.0, late - before[name]) / max(1, measured - len(fewer.examples))
+        grown[name] = late + slope * (count - measured)
+    seconds = {**seconds, **grown, "scores": grown["scores"] * number / len(few)}
+    one_pass = _pass_seconds(small) * count / measured
     _, tensors = small.preconditioner.state()
     numbers = sum(tensor.numel() for tensor in tensors.values())
     itemsize = torch.empty((), dtype=small.task.dtype).element_size()
@@ -158,7 +157,7 @@ def _planned(
         trainable=small.coverage.trainable,
         missed=small.coverage.missed,
         seconds=seconds,
-        passes={name: value / (times["pass"] * grow) for name, value in seconds.items()},
+        passes={name: value / one_pass for name, value in seconds.items()},
         memory={
             "kept factors": kept,
             "curvature": 3 * 8 * numbers,
@@ -179,23 +178,29 @@ def disk_bytes(block: Block, ids: np.ndarray, dtype: str) -> int:
     return feature_bytes(block, dtype) * count + names + 8 * count
 
 
+def _part_of(attribution: InfluenceAttribution, count: int) -> InfluenceAttribution:
+    """Return the attribution with some of its examples."""
+    examples = _some(attribution.examples, count)
+    return replace(attribution, examples=examples, stream=replace(attribution.stream, examples=examples, _kept=[]))
+
+
 def _micro_run(small: InfluenceAttribution, asked: Examples) -> dict[str, float]:
-    """Time every step on a few examples; "queries" and "scores" are for one of them."""
-    features_time = min(_timed(lambda: small.query_features(asked))[0] for _ in range(2))
-    scores_time = min(_timed(lambda: small.scores(asked))[0] for _ in range(2))
-    with tempfile.TemporaryDirectory() as folder:
-        index_time, _ = _timed(
-            lambda: write_attribution(small, Path(folder) / "index", dtype="float32", self_scores=True, whole=True)
-        )
+    """Time every step on a few examples, the better of two runs: the first may keep factors for the second."""
+
+    def index() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            write_attribution(small, Path(folder) / "index", dtype="float32", self_scores=True, whole=True)
+
+    steps: dict[str, Callable[[], Any]] = {
+        "self_scores": small.self_scores, "scores": lambda: small.scores(asked), "index": index
+    }  # fmt: skip
+    return {name: min(_timed(step)[0] for _ in range(2)) for name, step in steps.items()}
+
+
+def _pass_seconds(small: InfluenceAttribution) -> float:
+    """Return the time of a forward and backward pass over a few examples."""
     batch = small.task.place(small.examples.batch(np.arange(len(small.examples))))
-    pass_time, _ = _timed(lambda: parameter_gradients(small.task, "loss", batch))
-    return {
-        "queries": features_time / len(asked),
-        "scores": max(0.0, scores_time - features_time) / len(asked),
-        "self_scores": _timed(small.self_scores)[0],
-        "index": index_time,
-        "pass": max(pass_time, 1e-9),
-    }
+    return max(_timed(lambda: parameter_gradients(small.task, "loss", batch))[0], 1e-9)
 
 
 def _kept_bytes(small: InfluenceAttribution, examples: Examples, budget: int) -> tuple[int, Block]:
