@@ -312,6 +312,19 @@ def test_features_of_very_different_scale(curvature: KFAC | EKFAC) -> None:
     assert_norm_close(found.precondition(gradients).inner(gradients), dense @ inverse @ dense.T, 1e-3)
 
 
+@pytest.mark.parametrize("curvature", [KFAC(split=False, damping=1e-3, fisher="exact"),
+                                       EKFAC(damping=1e-3, fisher="exact")])  # fmt: skip
+def test_single_precision_keeps_small_columns_too(curvature: KFAC | EKFAC) -> None:
+    of = fitted("linear", count=30)
+    of.case.inputs[:, 0] *= 5e4
+    with torch.no_grad():
+        of.case.model.weight[:, 0] *= 2e-5
+    expected = of.fit(curvature).quadratic(of.gradients())
+    task = of.task.in_dtype(torch.float32)
+    single = Fitted(of.case, GradientStream(task, find_layers(task.model).layers, of.stream.examples, 4), task)
+    assert_norm_close(single.fit(curvature).quadratic(single.gradients()).double(), expected, 1e-2)
+
+
 @pytest.mark.parametrize("tolerance", [0.3, 0.07, 1e-3])
 def test_low_rank_residual_keeps_its_promise(tolerance: float) -> None:
     of = fitted("mlp", count=200)

@@ -66,7 +66,7 @@ def test_half_precision_models(name: str, dtype: torch.dtype, tolerance: float) 
     double = zoo.Case(copy.deepcopy(case.model).double(), *(zoo._cast(x, torch.float64) for x in case.train))
     true = gradients_of(double.model, double.train).dense()
     found = gradients_of(case.model, case.train)
-    assert found.dense().dtype == dtype
+    assert found.dense().dtype == torch.float32  # squares of half-precision gradients would underflow
     assert relative_error(found.dense(), true) < tolerance
 
 

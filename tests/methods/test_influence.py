@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -310,3 +312,21 @@ def test_a_measurement_by_loss_object() -> None:
     named = wh.Influence().fit(wh.Task(case.model, "mse", measurement="mse"), case.train)
     given = wh.Influence().fit(wh.Task(case.model, MeanSquaredError(), measurement=MeanSquaredError()), case.train)
     assert torch.equal(named.scores(case.train).values, given.scores(case.train).values)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 0.02), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("curvature", [wh.EKFAC(damping=1e-6, fisher="exact"), wh.KFAC(damping=1e-6, fisher="exact")])
+def test_models_in_half_precision_keep_gradients_in_single(
+    curvature: Any, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Weak damping would overflow float16, squares of gradients underflow; the comparison takes strong damping."""
+    case = zoo.make("mlp", count=24, dtype=torch.float32)
+    half = copy.deepcopy(case.model).to(dtype)
+    weak = wh.Influence(curvature=curvature).fit(wh.Task(half, weight_decay=DECAY), case.train)
+    assert weak.scores(case.train).values.dtype == torch.float32
+    assert bool(torch.isfinite(weak.scores(case.train).values).all()) and np.isfinite(weak.self_scores()).all()
+    strong = wh.Influence(curvature=dataclasses.replace(curvature, damping=1.0))
+    found = strong.fit(wh.Task(half, weight_decay=DECAY), case.train).scores(case.train).values
+    single = wh.Task(copy.deepcopy(half).float(), weight_decay=DECAY)
+    expected = strong.fit(single, case.train).scores(case.train).values
+    assert float((found - expected).norm() / expected.norm()) <= tolerance

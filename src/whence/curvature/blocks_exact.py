@@ -57,7 +57,7 @@ class BlockExact:
                 )
         products = Products(stream, "hessian" if self.hessian else self.fisher, seed)
         blocks = _hessians(products) if self.hessian else _gauss_newtons(products)
-        decay, dtype = stream.task.weight_decay, stream.task.dtype
+        decay, dtype = stream.task.weight_decay, stream.task.gradient_dtype
         inverses: dict[str, LayerInverse | None] = {}
         layers: dict[str, Any] = {}
         for name, matrix in blocks.items():

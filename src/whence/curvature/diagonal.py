@@ -66,7 +66,7 @@ class Diagonal:
                     f"the diagonal of layer {name!r} plus damping must be positive and finite, got a least entry of "
                     f"{float(shifted.min()):.3g}. Use damping=Relative(0.1) and check the inputs and the loss."
                 )
-            grids[name] = (1 / shifted).to(task.dtype)
+            grids[name] = (1 / shifted).to(task.gradient_dtype)
             layers[name] = {"damping": damped, "effective_damping": damped + task.weight_decay}
         details = {"curvature": "diagonal", "layers": layers, "residual": 0.0, "steps": 0, "converged": True}
         return DiagonalPreconditioner(grids, details)

@@ -68,20 +68,20 @@ class EKFAC:
         count = len(stream.examples)
         sums = covariances(fisher.first())
         bases = eigenbases(sums, count)
-        moments = second_moments(bases, fisher.again(), stream.task.dtype)
+        moments = second_moments(bases, fisher.again(), stream.task.gradient_dtype)
         decay, rule = stream.task.weight_decay, DampingRule.of(self.damping, stream)
         inverses: dict[str, LayerInverse | None] = {}
         details: dict[str, Any] = {}
         for name, covariance in sums.items():
             if name not in bases:
                 dense, damped = dense_inverse(covariance, rule, name)
-                inverses[name] = type(dense)(dense.inverse.to(stream.task.dtype))
+                inverses[name] = type(dense)(dense.inverse.to(stream.task.gradient_dtype))
                 details[name] = {"damping": damped}
                 continue
             values = moments[name] / count
             damped = rule.choose(name, values)
             grid = 1 / (values + invertible(damped + decay, values, name))
             u, v, residual = low_rank(grid, values.sum(1), values.sum(0), self.rank_tolerance)
-            inverses[name] = eigen_inverse(bases[name], grid, (u, v), stream.task.dtype)
+            inverses[name] = eigen_inverse(bases[name], grid, (u, v), stream.task.gradient_dtype)
             details[name] = {"damping": damped, "rank": len(u), "rank_residual": residual}
         return BlockPreconditioner(inverses, {"curvature": "ekfac", "layers": details})

@@ -87,13 +87,18 @@ class JointPreconditioner:
     def _solve(self, flat: Tensor) -> Tensor:
         """Solve one block, note how it went, and raise if it did not converge."""
         solution = self.solver.solve(flat.to(self.solver.products.dtype))
-        found = {
+        found: dict[str, Any] = {
             "queries": len(flat),
             "steps": int(solution.steps.max()),
             "residual": float(solution.residual.max()),
             "converged": bool(solution.converged.all()),
         }
         earlier = self._solves or {"solves": 0, "steps": 0, "residual": 0.0, "converged": True}
+        if solution.scale is not None:
+            scales, counts = solution.scale.unique(return_counts=True)
+            found["scales"] = {f"{float(scale):.6g}": int(n) for scale, n in zip(scales, counts, strict=True)}
+            known = dict(self._solves.get("scales", {}))
+            self._solves["scales"] = known | {key: known.get(key, 0) + n for key, n in found["scales"].items()}
         self._solves.update(
             solves=earlier["solves"] + len(flat),
             steps=max(earlier["steps"], found["steps"]),
@@ -121,7 +126,7 @@ def as_map(preconditioner: Preconditioner, products: Products) -> Any:
     task = products.stream.task
 
     def apply(vectors: Tensor) -> Tensor:
-        layers = split_vectors(vectors.to(task.dtype), products.shapes)
+        layers = split_vectors(vectors.to(task.gradient_dtype), products.shapes)
         moved = preconditioner.precondition(Gradients({name: Matrix(m) for name, m in layers.items()}))
         return join_vectors({name: moved.layers[name].matrix() for name in layers}).to(vectors.dtype)
 

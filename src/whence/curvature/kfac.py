@@ -59,7 +59,7 @@ class KFAC:
 
     def fit(self, stream: GradientStream, *, seed: int) -> Preconditioner:
         """Fit to the training gradients in one pass."""
-        count, decay, dtype = len(stream.examples), stream.task.weight_decay, stream.task.dtype
+        count, decay, dtype = len(stream.examples), stream.task.weight_decay, stream.task.gradient_dtype
         rule = DampingRule.of(self.damping, stream)
         sums = covariances(FisherPass(stream, self.fisher, seed).first())
         inverses: dict[str, LayerInverse | None] = {}

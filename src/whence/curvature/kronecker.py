@@ -26,6 +26,8 @@ __all__ = [
     "second_moments",
 ]
 
+_BUFFER_ROWS = 512
+_EMPTY = 1e-14
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,15 +82,14 @@ class Eigenbasis:
         return slice(self.empty, None)
 
     def reduced(self, dtype: torch.dtype) -> Eigenbasis:
-        """Return the basis without the input directions in which no training input lies, to rounding.
+        """Return the basis without the input directions in which no training input lies.
 
-        Eigenvalues ascend, so the dropped directions are the first; together they hold at most 1e-10 of Σ s_a, which
-        is below the rounding of float32 sums, and 1e-14 in float64, where columns of other scale are told apart.
+        Eigenvalues ascend, so the dropped directions are the first; together they hold at most 1e-14 of Σ s_a: columns
+        of a scale 10⁶ times smaller than the others' are still told apart.
         """
         if self.q_a is None:
             return Eigenbasis(self.s_g, self.q_g.to(dtype), self.s_a, None)
-        share = 1e-14 if dtype == torch.float64 else 1e-10
-        first = int((self.s_a.cumsum(0) <= share * self.s_a.sum()).sum())
+        first = int((self.s_a.cumsum(0) <= _EMPTY * self.s_a.sum()).sum())
         empty = min(first, len(self.s_a) - 1)
         return Eigenbasis(self.s_g, self.q_g.to(dtype), self.s_a, self.q_a[:, empty:].to(dtype).contiguous(), empty)
 
@@ -106,37 +107,58 @@ def eigenbases(sums: dict[str, Covariance], count: int) -> dict[str, Eigenbasis]
     return bases
 
 
-def add_squares(total: Tensor, basis: Eigenbasis, fisher: list[Factor]) -> None:
-    """Add a chunk's Σ g̃² to ``total`` [O, I]; g̃ = Q_Gᵀ g Q_A."""
-    first = fisher[0]
-    if isinstance(first, Lookup):
-        for lookup in [f for f in fisher if isinstance(f, Lookup)]:
-            squares = (lookup.d @ basis.q_g).square().flatten(0, 1)
-            total.T.index_add_(0, lookup.index.reshape(-1), squares.double())
-        return
-    if isinstance(first, Outer) and first.d.shape[1] == 1:
-        inputs = (first.a[:, 0] if basis.q_a is None else first.a[:, 0] @ basis.q_a).square()  # [B, K]
-        for factor in fisher:  # every backward pass has the same inputs
-            outputs = (factor.tensors()["d"][:, 0] @ basis.q_g).square_()
-            total[:, basis.kept] += outputs.T @ inputs
-        return
-    for factor in fisher:
-        total[:, basis.kept] += rotated(factor, basis.q_g, basis.q_a).square_().sum(0)
+class SecondMoment:
+    """Σ g̃² [O, I] of one layer in float64, g̃ = Q_Gᵀ g Q_A; directions that no input lies in are skipped.
+
+    Args:
+        basis: The layer's eigenbasis.
+        dtype: What products are computed in.
+    """
+
+    def __init__(self, basis: Eigenbasis, dtype: torch.dtype) -> None:
+        self.basis = basis.reduced(dtype)
+        self.total = torch.zeros(len(basis.s_g), len(basis.s_a), dtype=torch.float64, device=basis.s_g.device)
+        self._kept = self.total[:, self.basis.kept]
+        self._buffer = torch.empty(0, dtype=dtype, device=basis.s_g.device)
+
+    def update(self, fisher: list[Factor]) -> None:
+        """Add a chunk: one factor a backward pass, all with the same inputs."""
+        first = fisher[0]
+        if isinstance(first, Outer) and first.d.shape[1] == 1:
+            self._update_outers(first.a[:, 0], [factor.tensors()["d"][:, 0] for factor in fisher])
+            return
+        for factor in fisher:
+            if isinstance(factor, Lookup):
+                squares = (factor.d @ self.basis.q_g).square().flatten(0, 1)
+                self.total.T.index_add_(0, factor.index.reshape(-1), squares.double())
+            else:
+                self._kept += rotated(factor, self.basis.q_g, self.basis.q_a).square_().sum(0)
+
+    def _update_outers(self, a: Tensor, deltas: list[Tensor]) -> None:
+        """Add gradients without positions, a few rows at a time in a buffer that stays in cache."""
+        outputs = [(d @ self.basis.q_g).square_() for d in deltas]  # [B, O]
+        if len(self._buffer) < min(len(a), _BUFFER_ROWS):
+            self._buffer = a.new_empty(min(len(a), _BUFFER_ROWS), self._kept.shape[1])
+        for start in range(0, len(a), _BUFFER_ROWS):
+            some = a[start : start + _BUFFER_ROWS]
+            inputs = self._buffer[: len(some)]  # [B, K]
+            if self.basis.q_a is None:
+                torch.square(some, out=inputs)
+            else:
+                torch.mm(some, self.basis.q_a, out=inputs).square_()
+            for squares in outputs:
+                self._kept += squares[start : start + _BUFFER_ROWS].T @ inputs
 
 
 def second_moments(
     bases: dict[str, Eigenbasis], samples: Iterator[list[Gradients]], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Return Σ g̃² [O, I] of every layer, in float64; directions that no input lies in are skipped."""
-    reduced = {name: basis.reduced(dtype) for name, basis in bases.items()}
-    totals = {
-        name: torch.zeros(len(basis.s_g), len(basis.s_a), dtype=torch.float64, device=basis.s_g.device)
-        for name, basis in bases.items()
-    }
+    """Return Σ g̃² [O, I] of every layer, in float64."""
+    moments = {name: SecondMoment(basis, dtype) for name, basis in bases.items()}
     for sample in samples:
-        for name, total in totals.items():
-            add_squares(total, reduced[name], [part.layers[name] for part in sample])
-    return totals
+        for name, moment in moments.items():
+            moment.update([part.layers[name] for part in sample])
+    return {name: moment.total for name, moment in moments.items()}
 
 
 def low_rank(grid: Tensor, rows: Tensor, columns: Tensor, tolerance: float) -> tuple[Tensor, Tensor, float]:

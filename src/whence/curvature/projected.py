@@ -81,7 +81,7 @@ class Projected:
             )
         task, gradients = stream.task, FisherPass(stream, self.fisher, seed)
         sides = _eigen_sides(gradients, ranks) if self.kind == "eigen" else _random_sides(stream, ranks, seed)
-        sides = {name: side.to(task.dtype) for name, side in sides.items()}
+        sides = {name: side.to(task.gradient_dtype) for name, side in sides.items()}
         total = torch.zeros((), dtype=torch.float64, device=task.device)
         for sample in gradients.again():
             for part in sample:

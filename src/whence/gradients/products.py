@@ -136,7 +136,7 @@ class Products:
         """Whether the roots of all examples fit the stream's budget."""
         if self._probe is None:
             return False
-        itemsize = torch.empty((), dtype=self.stream.task.dtype).element_size()
+        itemsize = torch.empty((), dtype=self.stream.task.gradient_dtype).element_size()
         return self._probe.numbers * itemsize * self.count <= self.stream.budget
 
     def _factored(self, block: int) -> bool:

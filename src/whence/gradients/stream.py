@@ -61,11 +61,11 @@ class Chunk:
     def _complete(self, hooked: Gradients, seeds: Tensor | None) -> Gradients:
         """Return the gradients of all layers in order, those without a factored form by another pass."""
         rest = [layer for layer in self.tape.layers if not layer.uses]
-        if not rest:
-            return hooked
-        with plainly(self.task.model):
-            others = fallback_gradients(self.task, self.batch, rest, self.outputs, seeds)
-        return Gradients({layer.name: {**hooked.layers, **others}[layer.name] for layer in self.tape.layers})
+        if rest:
+            with plainly(self.task.model):
+                others = fallback_gradients(self.task, self.batch, rest, self.outputs, seeds)
+            hooked = Gradients({layer.name: {**hooked.layers, **others}[layer.name] for layer in self.tape.layers})
+        return hooked if self.task.dtype.itemsize >= 4 else hooked.to(self.task.gradient_dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ class GradientStream:
 
     def fits(self, *gradients: Gradients) -> bool:
         """Whether such gradients of all examples fit the budget."""
-        itemsize = torch.empty((), dtype=self.task.dtype).element_size()
+        itemsize = torch.empty((), dtype=self.task.gradient_dtype).element_size()
         return sum(g.compact_numbers for g in gradients) * itemsize * len(self.examples) <= self.budget
 
     def run(self, batch: Batch, rows: np.ndarray) -> Chunk:
@@ -174,7 +174,7 @@ def chunk_size(task: Task, layers: tuple[Layer, ...], examples: Examples) -> int
     """Return how many examples keep a chunk's factors near 8 MiB, so that buffers are small and reused."""
     probe = GradientStream(task, layers, examples, 1)
     numbers = probe.run(examples.batch(np.arange(1)), np.arange(1)).training().numbers
-    itemsize = torch.empty((), dtype=task.dtype).element_size()
+    itemsize = torch.empty((), dtype=task.gradient_dtype).element_size()
     return int(np.clip(_TARGET_BYTES // (numbers * itemsize), 1, _LARGEST_CHUNK))
 
 
@@ -234,7 +234,8 @@ def dense_query_gradients(task: Task, layers: tuple[Layer, ...], batch: Batch | 
     per_query = [parameter_gradients(task, "measurement", single) for single in singles]
     layered = {}
     for layer in layers:
-        layered[layer.name] = Matrix(torch.stack([layer.join(gradients) for gradients in per_query]))
+        joined = torch.stack([layer.join(gradients) for gradients in per_query])
+        layered[layer.name] = Matrix(joined.to(task.gradient_dtype))
     return Gradients(layered)
 
 

@@ -26,6 +26,7 @@ from whence.gradients import (
     Coverage,
     Gradients,
     GradientStream,
+    Layer,
     Matrix,
     check_capture,
     chunk_size,
@@ -37,7 +38,7 @@ from whence.index import QueryFeatures
 from whence.methods.corrected import Correction, LeaveOneOut, correct
 from whence.methods.packed import query_parts
 from whence.methods.plan import Plan, plan_of
-from whence.methods.saved import save
+from whence.methods.saved import loss_name, save
 from whence.scores import Scores, Signal
 from whence.tasks import Loss, Task
 
@@ -124,6 +125,7 @@ class InfluenceAttribution:
         examples: The training examples.
         stream: Passes over their gradients.
         stored: Factors read from a saved attribution, in row order.
+        storage_error: What storing those factors changed, relative, by layer.
     """
 
     config: Influence
@@ -133,6 +135,7 @@ class InfluenceAttribution:
     examples: Examples
     stream: GradientStream
     stored: Sequence[tuple[slice, Gradients]] | None = None
+    storage_error: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_versions", self._tensor_versions())
@@ -157,7 +160,8 @@ class InfluenceAttribution:
         backward passes over the training data.
         """
         blocks, query_ids = self._query_blocks(queries)
-        values = torch.empty(len(query_ids), len(self.examples), dtype=self.task.dtype, device=self.task.device)
+        shape = len(query_ids), len(self.examples)
+        values = torch.empty(shape, dtype=self.task.gradient_dtype, device=self.task.device)
         training = self._corrected_gradients() if leverage_corrected else self.training_gradients()
         for rows, raw in training:
             gradients, start = raw.compact(), 0
@@ -216,6 +220,7 @@ class InfluenceAttribution:
             count=len(self.examples),
             unit=None if self._ranks_only else self.task.unit,
             weights=self.task.weights_fingerprint(),
+            loss=loss_name(self.task),
         )
 
     def leave_one_out(self) -> LeaveOneOut:
@@ -270,7 +275,7 @@ class InfluenceAttribution:
         self._check_unchanged()
         rows = self._removed(ids, "ids")
         decay = len(rows) * self.task.weight_decay
-        total = {layer.name: decay * layer.weights() for layer in self.coverage.layers}
+        total = {layer.name: decay * self._weights(layer) for layer in self.coverage.layers}
         for gradients in self._gradients_of(rows):
             for name, factor in gradients.layers.items():
                 total[name] = total[name] + factor.summed()
@@ -284,7 +289,7 @@ class InfluenceAttribution:
     @cached_property
     def gradient_norm(self) -> float:
         """Relative norm of ∇J at the weights, ‖∇J‖ / mean ‖∇ℓ_i‖: 0 at a stationary point. One pass."""
-        total = {layer.name: torch.zeros_like(layer.weights()) for layer in self.coverage.layers}
+        total = {layer.name: torch.zeros_like(self._weights(layer)) for layer in self.coverage.layers}
         norms = 0.0
         for _, gradients in self.training_gradients():
             for name, factor in gradients.layers.items():
@@ -292,12 +297,15 @@ class InfluenceAttribution:
             norms += float(gradients.squared_norms().sqrt().sum())
         count = len(self.examples)
         for layer in self.coverage.layers:
-            total[layer.name] = total[layer.name] / count + self.task.weight_decay * layer.weights()
+            total[layer.name] = total[layer.name] / count + self.task.weight_decay * self._weights(layer)
         norm: float = float(torch.stack([matrix.square().sum() for matrix in total.values()]).sum()) ** 0.5
         return norm / max(norms / count, 1e-300)
 
     def summary(self) -> dict[str, Any]:
-        """Return what was fitted, JSON-able: curvature with damping and residuals, and the attributed share."""
+        """Return what was fitted, JSON-able: curvature with damping and residuals, the attributed share.
+
+        After loading rounded factors also their ``storage_error``; see `whence.Index.summary`.
+        """
         return {
             "method": "influence",
             "curvature": self.preconditioner.summary(),
@@ -306,6 +314,7 @@ class InfluenceAttribution:
             "attributed_share": self.coverage.share,
             "missed": [list(entry) for entry in self.coverage.missed],
             "weight_decay": self.task.weight_decay,
+            **({"storage_error": dict(self.storage_error)} if any(self.storage_error.values()) else {}),
         }
 
     def save(self, folder: str | Path) -> None:
@@ -321,6 +330,10 @@ class InfluenceAttribution:
         self._check_unchanged()
         return iter(self.stored) if self.stored is not None else self.stream.training_gradients()
 
+    def _weights(self, layer: Layer) -> Tensor:
+        """Return a layer's parameters [O, I] in the type that gradients are kept in."""
+        return layer.weights().to(self.task.gradient_dtype)
+
     @property
     def _ranks_only(self) -> bool:
         return self.preconditioner.summary().get("curvature") == "identity"
@@ -331,7 +344,7 @@ class InfluenceAttribution:
         if self.task.weight_decay == 0:
             return None
         decay = self.task.weight_decay
-        return Gradients({layer.name: Matrix(decay * layer.weights()[None]) for layer in self.coverage.layers})
+        return Gradients({layer.name: Matrix(decay * self._weights(layer)[None]) for layer in self.coverage.layers})
 
     @cached_property
     def _preconditioned_decay(self) -> Gradients | None:

@@ -85,6 +85,14 @@ class Task:
         """Floating-point type of the model's parameters."""
         return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
 
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """What gradients and scores are kept in: the model's type, but float32 for a model in half precision.
+
+        Squares of half-precision gradients underflow, and inverse eigenvalues overflow.
+        """
+        return torch.float32 if self.dtype.itemsize < torch.float32.itemsize else self.dtype
+
     def with_model(self, model: nn.Module) -> Task:
         """Return the same task for another model."""
         return replace(self, model=model)
