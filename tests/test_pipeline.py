@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 import whence as wh
 import zoo
+from whence.curvature import preconditioner_from_state
 
 COUNT = 24
 MODELS = ["linear", "mlp", "conv", "text", "sequence", "twice", "norms", "regression"]
@@ -117,6 +119,110 @@ def test_extension_is_what_indexing_all_would_give(tmp_path: Path) -> None:
     assert again.ids.tolist() == bigger.ids.tolist()
     loaded = wh.load(tmp_path / "i", attribution.task)
     torch.testing.assert_close(loaded.scores(asked).values, attribution.scores(asked).values)
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_two_stages_over_an_extended_index(largest: bool, tmp_path: Path) -> None:
+    """What the fit has seen is scored by the model, what was appended by its stored features."""
+    case, attribution = fitted("mlp")
+    more = wh.as_examples(zoo.make("mlp", count=20, seed=5).train, ids=[f"n{i}" for i in range(20)])
+    index = wh.build_index(attribution, tmp_path / "i", dtype="bfloat16")
+    index = wh.extend_index(index, attribution, more)
+    asked = queries(case)
+    stored = index.scores(attribution.query_features(asked)).values[:, COUNT:].double()
+    whole = torch.cat([attribution.scores(asked).values, stored], 1) * (1 if largest else -1)
+    found = wh.top(attribution, asked, 8, largest=largest, index=index, candidates=COUNT + 20)
+    best = whole.topk(8)
+    ids = np.array([f"e{i}" for i in range(COUNT)] + [f"n{i}" for i in range(20)])
+    assert found["id"].tolist() == ids[best.indices.flatten().numpy()].tolist()
+    assert found["rank"].tolist() == [*range(1, 9)] * 5
+    assert {text[0] for text in found["id"]} == {"e", "n"}
+    np.testing.assert_allclose(np.abs(found["score"]), best.values.flatten().abs(), rtol=1e-6)
+    assert found.attrs["candidates"] == COUNT
+
+
+def test_a_stale_index_is_not_extended_twice_by_the_same_ids(tmp_path: Path) -> None:
+    _, attribution = fitted("linear")
+    stale = wh.build_index(attribution, tmp_path / "i")
+    more = wh.as_examples(zoo.make("linear", count=2, seed=5).train, ids=["n0", "n1"])
+    wh.extend_index(stale, attribution, more)
+    with pytest.raises(wh.DataError, match=r"unique, got 'n0'"):
+        wh.extend_index(stale, attribution, wh.as_examples(more.select(np.array([0]))))
+    assert len(set(wh.open_index(tmp_path / "i").ids.tolist())) == COUNT + 2
+
+
+def test_an_index_of_another_loss_data_or_layers_is_refused(tmp_path: Path) -> None:
+    case, attribution = fitted("mlp")
+    index = wh.build_index(attribution, tmp_path / "i")
+    examples = attribution.examples
+    config = wh.Influence(batch_size=7)
+    cases = {
+        "loss": config.fit(wh.Task(case.model, "smooth_hinge", weight_decay=0.02), examples),
+        "examples": config.fit(attribution.task, examples.select(np.arange(COUNT - 1))),
+        "layers": wh.Influence(batch_size=7, layers="last").fit(attribution.task, examples),
+    }
+    for name, other in cases.items():
+        with pytest.raises(wh.RunFormatError, match=rf"{name} must be that of index .*\(.*\), got "):
+            wh.top(other, queries(case), 3, index=index)
+
+
+def moved(attribution: wh.InfluenceAttribution, size: float) -> wh.InfluenceAttribution:
+    """Return the attribution with a curvature that is a little off, as one fitted on other threads is."""
+    settings, tensors = attribution.preconditioner.state()
+    noise = torch.Generator().manual_seed(0)
+    off = {name: t * (1 + size * torch.randn(t.shape, generator=noise).to(t)) for name, t in tensors.items()}
+    return replace(attribution, preconditioner=preconditioner_from_state(settings, off, attribution.stream))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def interrupted(attribution: wh.InfluenceAttribution, folder: Path) -> None:
+    """Begin an index and stop after some shards."""
+
+    def stop(done: int, _: int) -> None:
+        if done > 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        wh.build_index(attribution, folder, shard_rows=7, on_progress=stop)
+
+
+def test_a_fit_that_differs_in_its_last_bits_goes_on_with_the_curvature_of_the_first(tmp_path: Path) -> None:
+    case, attribution = fitted("mlp")
+    interrupted(attribution, tmp_path / "i")
+    before = files(tmp_path / "i")
+    again = moved(attribution, 1e-9)
+    index = wh.build_index(again, tmp_path / "i", shard_rows=7)
+    after = files(tmp_path / "i")
+    assert all(after[name] == content for name, content in before.items() if name != "manifest.json")
+    whole = wh.build_index(attribution, tmp_path / "whole", shard_rows=7)
+    asked = attribution.query_features(queries(case))
+    assert torch.equal(index.scores(asked).values, whole.scores(asked).values)
+    np.testing.assert_allclose(np.asarray(index.self_scores()), np.asarray(whole.self_scores()), rtol=1e-13)
+    other = moved(attribution, 0.5)
+    more = wh.as_examples(zoo.make("mlp", count=2, seed=5).train, ids=["n0", "n1"])
+    for call in (lambda: wh.build_index(other, tmp_path / "i", shard_rows=7),
+                 lambda: wh.extend_index(index, other, more)):  # fmt: skip
+        with pytest.raises(wh.RunFormatError, match="curvature must be that of index"):
+            call()
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "another"])
+def test_a_damaged_curvature_is_written_again(damage: str, tmp_path: Path) -> None:
+    case, attribution = fitted("mlp")
+    interrupted(attribution, tmp_path / "i")
+    path = tmp_path / "i" / "curvature.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else content[:-1] + b"\1")
+    if damage == "missing":
+        path.unlink()
+    wh.build_index(moved(attribution, 1e-12), tmp_path / "i", shard_rows=7)
+    loaded = wh.load(tmp_path / "i", attribution.task, attribution.examples)
+    wh.build_index(loaded, tmp_path / "i", shard_rows=7)
+    expected = attribution.scores(queries(case)).values
+    torch.testing.assert_close(loaded.scores(queries(case)).values.to(expected), expected, rtol=1e-5, atol=1e-8)
 
 
 def test_what_does_not_belong_is_refused_with_both_sides_named(tmp_path: Path) -> None:

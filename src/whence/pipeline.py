@@ -15,7 +15,7 @@ from whence.errors import ConfigError, RunFormatError
 from whence.index import Block, Index, IndexWriter, Products, QueryFeatures, TopK, best, frame_of
 from whence.methods import InfluenceAttribution
 from whence.methods.packed import pack
-from whence.methods.saved import append_rows, feature_rows, identity_of, write_attribution
+from whence.methods.saved import append_rows, feature_rows, identity_of, settled, write_attribution
 
 __all__ = ["build_index", "extend_index", "top"]
 
@@ -93,7 +93,7 @@ def extend_index(
 
     Raises:
         RunFormatError: The index belongs to another model, curvature or fit; both are named.
-        DataError: An id is in the index already.
+        DataError: An id is in the index already, whenever it was appended.
     """
     examples = as_examples(more)
     own = identity_of(attribution, attribution.examples)
@@ -108,6 +108,7 @@ def extend_index(
         shard_rows=index.manifest.shard_rows,
         extends=index,
     )
+    attribution = settled(attribution, index.folder, index.manifest.extra) or attribution
     append_rows(attribution, examples, writer, list(index.manifest.layers), with_self, on_progress)
     return writer.close()
 
@@ -125,7 +126,8 @@ def top(
 
     Without an index the training examples are streamed once and no [Q, N] is ever held. With one the stored features
     are searched; with ``candidates`` too, that many examples a query are taken from the index and ranked again by
-    scores computed from the model, in the attribution's own precision (two stages).
+    scores computed from the model, in the attribution's own precision (two stages). Candidates that the attribution
+    does not know, because the index was extended by them, keep the score of their stored features.
 
     Args:
         attribution: A fitted attribution.
@@ -141,7 +143,7 @@ def top(
 
     Raises:
         ConfigError: k or candidates cannot work.
-        RunFormatError: The index belongs to another model; both are named.
+        RunFormatError: The index belongs to another model, loss, layers or number of examples; both are named.
 
     Cost: one pass over the training factors, or one over the index and the candidates' own gradients; memory Q·k.
     """
@@ -167,7 +169,7 @@ def _search(
     """Search examples whose features are computed as they come."""
     stream = _packed(attribution, examples)
     first = next(stream)
-    products = Products.of(features, first[1].layouts, attribution.task.dtype)
+    products = Products.of(features, first[1].layouts, attribution.task.gradient_dtype)
 
     def everything() -> Iterator[tuple[int, Block, np.ndarray | None]]:
         yield first
@@ -190,21 +192,30 @@ def _packed(
 def _ranked_again(
     attribution: InfluenceAttribution, features: QueryFeatures, found: pd.DataFrame, k: int, largest: bool
 ) -> pd.DataFrame:
-    """Rank the candidates of every query by scores from the model."""
-    wanted = np.unique(attribution.examples.rows_of(found["id"].tolist()))
-    examples = attribution.examples.select(wanted)
+    """Rank the candidates of every query by scores from the model; those it does not know keep the index's."""
+    examples, count = attribution.examples, len(attribution.examples)
+    known = np.array([id_ in examples.positions for id_ in found["id"].tolist()], dtype=bool)
+    query = np.repeat(np.arange(len(features)), len(found) // len(features))
+    scores, row = found["score"].to_numpy(dtype=np.float64, copy=True), count + found["rank"].to_numpy()
+    row[known] = examples.rows_of(found["id"].to_numpy()[known].tolist())
+    wanted, place = np.unique(row[known], return_inverse=True)
+    if len(wanted):
+        inner = _products_of(attribution, features, examples.select(wanted))  # [candidates of all queries, Q]
+        offsets = features.offsets.double().cpu().numpy()
+        scores[known] = (inner[place, query[known]] + offsets[query[known]]) / count
+    order = np.lexsort((row, -scores if largest else scores, query))
+    ranked = found.iloc[order].assign(score=scores[order], rank=found["rank"].to_numpy())
+    ranked = ranked[ranked["rank"] <= k].reset_index(drop=True)
+    ranked.attrs["candidates"] = len(wanted)
+    return ranked
+
+
+def _products_of(attribution: InfluenceAttribution, features: QueryFeatures, examples: Examples) -> np.ndarray:
+    """Return the products of examples' own features with the queries' [B, Q], computed from the model."""
     parts, products = [], None
     for _, block, _ in _packed(attribution, examples):
         if products is None:
             products = Products.of(features, block.layouts, attribution.task.dtype)
         parts.append(products.inner(block))
-    values = torch.cat(parts)  # [candidates of all queries, Q]
-    place = np.searchsorted(wanted, attribution.examples.rows_of(found["id"].tolist()))
-    query = np.repeat(np.arange(len(features)), len(found) // len(features))
-    state = TopK.empty(len(features), k)
-    hidden = torch.full_like(values, -torch.inf)
-    hidden[place, query] = values[place, query] * (1.0 if largest else -1.0)
-    state = state.update(hidden, wanted)
-    ranked = frame_of(state, features, lambda rows: attribution.ids[rows], largest=largest)
-    ranked.attrs["candidates"] = len(wanted)
-    return ranked
+    values: np.ndarray = torch.cat(parts).double().numpy()
+    return values

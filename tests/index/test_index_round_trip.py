@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +138,53 @@ def test_masks_and_their_undoing(tmp_path: Path) -> None:
     assert again.restore([3]).ids.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert wh.open_index(tmp_path / "i").restore().ids.tolist() == list(range(8))
     assert not (tmp_path / "i" / "removed.safetensors").exists()
+
+
+def test_masks_begin_with_what_the_folder_holds(tmp_path: Path) -> None:
+    """An index that was opened before others masked rows or appended some undoes nothing of theirs."""
+    stale = flat_index(tmp_path / "i", torch.arange(8.0)[:, None], shard_rows=3)
+    stale.remove([1])
+    assert stale.remove([2]).ids.tolist() == [0, 3, 4, 5, 6, 7]
+    assert wh.open_index(tmp_path / "i").ids.tolist() == [0, 3, 4, 5, 6, 7]
+    assert stale.restore([1]).ids.tolist() == [0, 1, 3, 4, 5, 6, 7]
+    writer = IndexWriter(folder=tmp_path / "i", identity={"more": 1}, shard_rows=3, extends=stale)
+    writer.append(torch.ones(1, 1), np.array([8]))
+    writer.close().remove([8])
+    assert stale.remove([0]).ids.tolist() == [1, 3, 4, 5, 6, 7]
+    assert stale.restore().ids.tolist() == list(range(9))
+    shutil.rmtree(tmp_path / "i")
+    flat_index(tmp_path / "i", torch.ones(8, 1), shard_rows=3)
+    with pytest.raises(wh.RunFormatError, match="must be the one that was opened"):
+        stale.remove([0])
+
+
+def test_a_stale_index_cannot_append_an_id_twice(tmp_path: Path) -> None:
+    stale = flat_index(tmp_path / "i", torch.ones(3, 1))
+    for again in (False, True):
+        writer = IndexWriter(folder=tmp_path / "i", identity={"more": again}, extends=stale)
+        if again:
+            with pytest.raises(wh.DataError, match="unique, got 7 twice"):
+                writer.append(torch.ones(1, 1), np.array([7]))
+        else:
+            writer.append(torch.ones(1, 1), np.array([7]))
+            writer.close()
+    assert wh.open_index(tmp_path / "i").ids.tolist() == [0, 1, 2, 7]
+
+
+def test_no_queries_are_refused() -> None:
+    with pytest.raises(wh.ConfigError, match="at least one query, got none"):
+        wh.QueryFeatures.flat(torch.empty(0, 4))
+
+
+@pytest.mark.parametrize(
+    "stored, named",
+    [({"loss": "a"}, r"loss must be .*\(a\), got b"), ({"examples": 4}, r"examples must be .*\(4\), got 9"),
+     ({"layers": ["flat", "more"]}, r"layers must be .*flat.*more.*got \['layer'\]")],
+)  # fmt: skip
+def test_queries_of_another_fit_are_refused(stored: dict[str, object], named: str, tmp_path: Path) -> None:
+    block, _ = random_block("outer", 4, 0)
+    writer = IndexWriter(folder=tmp_path / "i", identity=stored)
+    writer.append(block, np.arange(4))
+    asked = replace(features(random_query("dense", 1, 0)[0], count=9), loss="b")
+    with pytest.raises(wh.RunFormatError, match=named):
+        writer.close().top(asked)

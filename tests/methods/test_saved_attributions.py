@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import whence as wh
+import whence.curvature
 import zoo
+from whence.methods.configs import KNOWN
 
 COUNT = 12
 
@@ -103,7 +107,7 @@ def test_a_damaged_manifest(run: Path, case: zoo.Case, content: str) -> None:
 WRONG = [
     *((key,) for key in ("dtype", "layers", "shards", "parts", "identity", "extra", "error")),
     *(("identity", key) for key in ("method", "computed_in", "layers", "chunk", "examples", "weight_decay")),
-    ("extra", "preconditioner"),
+    ("extra", "preconditioner"), ("extra", "config"),
 ]  # fmt: skip
 
 
@@ -204,3 +208,59 @@ def test_saving_what_was_loaded_gives_the_same_run(run: Path, case: zoo.Case) ->
     again = wh.load(run.parent / "copy", task_of(case), case.train)
     expected = wh.load(run, task_of(case)).scores(case.train).values
     assert np.array_equal(again.scores(case.train).values, expected)
+
+
+CONFIGS = [
+    wh.KFAC(damping=0.5, split=False),
+    wh.EKFAC(damping="auto", fisher="empirical"),
+    wh.CG(damping=wh.Relative(1.0), preconditioner=wh.KFAC(damping=0.25)),
+    wh.Projected(rank=(2, 3), kind="random"),
+]
+
+
+@pytest.mark.parametrize("curvature", CONFIGS, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("layers", [None, "last", ["0", "3"]], ids=str)
+def test_the_config_comes_back(curvature: wh.Curvature, layers: str | list[str] | None, tmp_path: Path) -> None:
+    """What is loaded says how it was fitted, and fits the same again."""
+    case = zoo.make("mlp", count=COUNT)
+    config = wh.Influence(curvature=curvature, layers=layers, memory_budget=12345, seed=3)
+    fitted = config.fit(wh.Task(case.model), case.train)
+    fitted.save(tmp_path / "run")
+    loaded = wh.load(tmp_path / "run", fitted.task, case.train)
+    resolved = replace(config, batch_size=fitted.stream.chunk, dtype=fitted.task.dtype)
+    assert loaded.config == resolved
+    assert loaded.stream.budget == 12345
+    again = loaded.config.fit(fitted.task, case.train).scores(case.train).values
+    torch.testing.assert_close(again, fitted.scores(case.train).values, rtol=1e-6, atol=1e-9)
+
+
+def test_every_curvature_is_known_by_name() -> None:
+    public = {name for name in whence.curvature.__all__ if hasattr(getattr(whence.curvature, name), "fit")}
+    assert set(KNOWN) == (public - {"Curvature"}) | {"Relative"}
+
+
+def test_a_curvature_of_the_users_own_loads_but_is_not_fitted_again(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Mine:
+        share: float = 0.5
+
+        def fit(self, stream: Any, *, seed: int) -> Any:
+            return wh.KFAC().fit(stream, seed=seed)
+
+    case = zoo.make("mlp", count=COUNT)
+    fitted = wh.Influence(curvature=Mine()).fit(wh.Task(case.model), case.train)
+    fitted.save(tmp_path / "run")
+    loaded = wh.load(tmp_path / "run", fitted.task, case.train)
+    torch.testing.assert_close(loaded.scores(case.train).values, fitted.scores(case.train).values)
+    assert repr(loaded.config.curvature) == repr(Mine())
+    with pytest.raises(wh.ConfigError, match=r"curvature must be one of .*Mine\(share=0.5\)"):
+        loaded.config.fit(fitted.task, case.train)
+
+
+def test_the_error_of_storage_is_in_the_summary(tmp_path: Path, case: zoo.Case) -> None:
+    attribution = wh.Influence().fit(task_of(case), case.train)
+    for dtype in ("float16", "float64"):
+        index = wh.build_index(attribution, tmp_path / dtype, dtype=dtype)
+        found = wh.load(tmp_path / dtype, task_of(case)).summary().get("storage_error")
+        assert found == (index.summary()["storage_error"] if dtype == "float16" else None)
+    assert "storage_error" not in attribution.summary()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,11 @@ class Index:
         kept: np.ndarray = np.delete(self.stored_ids, self.removed)
         return kept
 
+    @property
+    def storage_error(self) -> dict[str, float]:
+        """√(Σ‖stored − computed‖² / Σ‖computed‖²) over all examples, by layer, measured while writing."""
+        return {name: (wrong / max(whole, 1e-300)) ** 0.5 for name, (wrong, whole) in self.manifest.error.items()}
+
     def shards(self) -> Iterator[Shard]:
         """Yield every shard, memory-mapped, in row order."""
         for number in range(len(self.manifest.shards)):
@@ -88,7 +93,8 @@ class Index:
             A frame with columns ``query, rank, id, score``.
 
         Raises:
-            RunFormatError: The index belongs to other weights (both are named), or is damaged.
+            RunFormatError: The index belongs to other weights, another loss, other layers or another number of
+                examples (both are named), or is damaged.
 
         Cost: one pass over the stored features, of which a bound skips most for a few queries; memory Q·k.
         """
@@ -136,7 +142,7 @@ class Index:
         Returns:
             Scores [Q, number of groups], the names as ids.
 
-        Cost: reads the groups' examples only.
+        Cost: reads the ids of all examples and the features of the groups' examples only.
         """
         if not groups:
             raise ConfigError("groups must name at least one group, got none.")
@@ -170,16 +176,32 @@ class Index:
         """Mask examples: they are in no result any more. Nothing is recomputed; N in the scores stays the fit's.
 
         Returns:
-            The index without them; the mask is on disk, replaced in one step.
+            The index without them and without those that the folder's mask holds already; the mask is on disk,
+            replaced in one step.
         """
-        return self._masked(np.union1d(self.removed, self.rows_of(list(ids))))
+        now = self.reopened()
+        return now._masked(np.union1d(now.removed, now.rows_of(list(ids))))
 
     def restore(self, ids: Sequence[Any] | None = None) -> Index:
-        """Undo `remove` for some ids, or for all."""
+        """Undo `remove` for some ids, or for all; as in `remove`, the mask to begin with is the folder's."""
+        now = self.reopened()
         if ids is None:
-            return self._masked(self.removed[:0])
-        everything = Index(folder=self.folder, manifest=self.manifest, removed=self.removed[:0], _mapped=self._mapped)
-        return self._masked(np.setdiff1d(self.removed, everything.rows_of(list(ids))))
+            return now._masked(now.removed[:0])
+        everything = replace(now, removed=now.removed[:0])
+        return now._masked(np.setdiff1d(now.removed, everything.rows_of(list(ids))))
+
+    def reopened(self) -> Index:
+        """Return the index as its folder holds it now: what was appended or masked since it was opened is there.
+
+        Raises:
+            RunFormatError: The folder holds another index by now.
+        """
+        now = open_index(self.folder)
+        if now.manifest.shards[: len(self.manifest.shards)] != self.manifest.shards:
+            raise RunFormatError(
+                f"index {str(self.folder)!r} must be the one that was opened, got another one. Open it again."
+            )
+        return replace(now, _mapped=self._mapped)
 
     def verify(self) -> None:
         """Read every byte and compare it with the shards' SHA-256.
@@ -194,12 +216,8 @@ class Index:
                 raise RunFormatError(f"{path} must be the shard of its manifest, got another one. Build it again.")
 
     def summary(self) -> dict[str, Any]:
-        """Return what is stored, JSON-able: rows, bytes, type, relative error of storage by layer, what it belongs to.
-
-        The error is √(Σ‖stored − computed‖² / Σ‖computed‖²) over all examples, measured while writing.
-        """
+        """Return what is stored, JSON-able: rows, bytes, type, relative error of storage by layer, whose it is."""
         paths = [shard_path(self.folder, number) for number in range(len(self.manifest.shards))]
-        error = {name: (wrong / max(whole, 1e-300)) ** 0.5 for name, (wrong, whole) in self.manifest.error.items()}
         return {
             "examples": len(self),
             "removed": len(self.removed),
@@ -208,7 +226,7 @@ class Index:
             "bytes": sum(path.stat().st_size for path in paths),
             "dtype": self.manifest.dtype,
             "layers": [layer.as_json() for layer in self.manifest.layers],
-            "storage_error": error,
+            "storage_error": self.storage_error,
             "self_scores": self.has_self_scores,
             "identity": dict(self.manifest.identity),
         }
@@ -235,13 +253,27 @@ class Index:
         """Return the queries' side of products, after checking that they belong to the index."""
         if not self.manifest.layers:
             raise RunFormatError(f"index {str(self.folder)!r} must hold features, got ids alone. Build it again.")
-        expected = self.manifest.identity.get("weights")
+        self._require_same(queries)
+        return Products.of(queries, self.manifest.layers, DTYPES[self.manifest.dtype])
+
+    def _require_same(self, queries: QueryFeatures) -> None:
+        """Raise unless queries come from the model and data of the index; what neither side says is not compared."""
+        identity, where = self.manifest.identity, f"index {str(self.folder)!r}"
+        expected = identity.get("weights")
         if expected != queries.weights:
             raise RunFormatError(
-                f"weights must be those of index {str(self.folder)!r} ({str(expected)[:12]}), got "
+                f"weights must be those of {where} ({str(expected)[:12]}), got "
                 f"{str(queries.weights)[:12]}. Use the model that the index was built with."
             )
-        return Products.of(queries, self.manifest.layers, DTYPES[self.manifest.dtype])
+        own = {"loss": queries.loss, "examples": queries.count, "layers": sorted(queries.parts)}
+        for name, found in own.items():
+            stored = identity.get(name)
+            stored = sorted(stored) if isinstance(stored, list) else stored
+            if None not in (stored, found) and stored != found:
+                raise RunFormatError(
+                    f"{name} must be that of {where} ({stored}), got {found}. "
+                    "Use the loss, data and layers that the index was built with, or build it again."
+                )
 
     def _blocks(self) -> Iterator[tuple[int, Block, np.ndarray | None]]:
         """Yield (first row, features, mask of the rows that count or None) shard by shard."""
@@ -276,7 +308,7 @@ class Index:
     def _masked(self, removed: np.ndarray) -> Index:
         """Return the index with another mask, written first."""
         write_removed(self.folder, removed)
-        return Index(folder=self.folder, manifest=self.manifest, removed=removed, _mapped=self._mapped)
+        return replace(self, removed=removed)
 
 
 def open_index(folder: str | Path) -> Index:

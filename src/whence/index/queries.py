@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -108,6 +108,11 @@ class QueryFeatures:
         count: N, the training examples of the fit; None where scores are plain products.
         unit: Unit of the scores, or None for methods that can only rank.
         weights: Fingerprint of the weights that they belong to; None where there is no model.
+        loss: Which loss was trained; None where there is no model.
+
+    Raises:
+        ConfigError: There is no query.
+        NumericalError: A feature is not finite.
     """
 
     parts: Mapping[str, QueryPart]
@@ -116,8 +121,11 @@ class QueryFeatures:
     count: int | None = None
     unit: str | None = None
     weights: str | None = None
+    loss: str | None = None
 
     def __post_init__(self) -> None:
+        if len(self.ids) == 0:
+            raise ConfigError("query features must be of at least one query, got none. Pass a query.")
         for name, part in self.parts.items():
             tensor = part.m if isinstance(part, Dense) else part.d
             if not torch.isfinite(tensor).all():
@@ -147,6 +155,4 @@ class QueryFeatures:
         return self._with(parts, np.array(["mean"]), self.offsets.mean(0, keepdim=True))
 
     def _with(self, parts: Mapping[str, QueryPart], ids: np.ndarray, offsets: Tensor) -> QueryFeatures:
-        return QueryFeatures(
-            parts=parts, ids=ids, offsets=offsets, count=self.count, unit=self.unit, weights=self.weights
-        )
+        return replace(self, parts=parts, ids=ids, offsets=offsets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class IndexWriter:
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
         self._stored_as = dtype_of(self.dtype)
+        if self.extends is not None:  # rows may have been appended since it was opened
+            self.extends = self.extends.reopened()
         if self.shard_rows < 1:
             raise ConfigError(f"shard_rows must be at least 1, got {self.shard_rows}.")
         self._key = key_of(self.identity, self.dtype, self.shard_rows)
@@ -79,6 +81,16 @@ class IndexWriter:
             self._take_ids(self.extends.stored_ids)
             self._with_self = self.extends.has_self_scores
         self._resume()
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        """What the folder's manifest holds as ``extra``: that of the run which began it."""
+        return self._manifest.extra
+
+    def describe(self, extra: Mapping[str, Any]) -> None:
+        """Replace what the folder's manifest holds as ``extra``."""
+        self._manifest = replace(self._manifest, extra=dict(extra))
+        self._manifest.write(Path(self.folder))
 
     @property
     def start(self) -> int:

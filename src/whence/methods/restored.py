@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.curvature import Preconditioner, preconditioner_from_state
+from whence.curvature import Preconditioner
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError, RunFormatError
 from whence.features import read_tensors
 from whence.gradients import Coverage, Gradients, GradientStream, find_layers
 from whence.index import Index, open_index
+from whence.methods.configs import curvature_from_json
 from whence.methods.influence import Influence, InfluenceAttribution
 from whence.methods.packed import unpack
-from whence.methods.saved import CURVATURE, METHOD, loss_name
+from whence.methods.saved import CURVATURE, METHOD, loss_name, restore
 from whence.tasks import Task
 
 __all__ = ["load"]
@@ -68,17 +69,18 @@ def load(folder: str | Path, task: Task, train: Any = None) -> InfluenceAttribut
     else:
         examples = as_examples(train)
         _match("data", stored.data, examples.fingerprint, folder)
-    stream = GradientStream(task, coverage.layers, examples, stored.chunk, Influence().memory_budget)
+    stream = GradientStream(task, coverage.layers, examples, stored.chunk, stored.config.memory_budget)
     preconditioner = _restore(folder / CURVATURE, stored.preconditioner, stream)
     features = StoredGradients(index, stored.count, stored.chunk, task) if with_features else None
     return InfluenceAttribution(
-        config=Influence(seed=stored.seed, batch_size=stored.chunk, dtype=stored.dtype),
+        config=stored.config,
         task=task,
         coverage=coverage,
         preconditioner=preconditioner,
         examples=examples,
         stream=stream,
         stored=features,
+        storage_error=index.storage_error if with_features else {},
     )
 
 
@@ -135,7 +137,7 @@ class StoredGradients(Sequence[tuple[slice, Gradients]]):
         number, rows = self._spans[index]
         shard = self._index.shard(number)
         block = shard.block.rows(slice(rows.start - shard.start, rows.stop - shard.start))
-        return rows, unpack(block, self._task.dtype, self._task.device)
+        return rows, unpack(block, self._task.gradient_dtype, self._task.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +153,7 @@ class _Stored:
     loss: str
     preconditioner: dict[str, Any]
     chunk: int
-    seed: int
+    config: Influence
 
 
 def _parse(index: Index) -> _Stored:
@@ -164,8 +166,9 @@ def _parse(index: Index) -> _Stored:
         count, chunk = int(identity["examples"]), int(identity["chunk"])
         if not (0 < count <= index.stored and chunk > 0):
             raise ValueError(f"{count} examples, {index.stored} of them stored, in chunks of {chunk}")
+        dtype = types[identity["computed_in"]]
         return _Stored(
-            dtype=types[identity["computed_in"]],
+            dtype=dtype,
             weights=str(identity["weights"]),
             data=str(identity["data"]),
             count=count,
@@ -174,19 +177,28 @@ def _parse(index: Index) -> _Stored:
             loss=str(identity["loss"]),
             preconditioner=dict(extra["preconditioner"]),
             chunk=chunk,
-            seed=int(identity["seed"]),
+            config=_config(extra["config"], seed=int(identity["seed"]), batch_size=chunk, dtype=dtype),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RunFormatError(
             f"manifest of run {str(index.folder)!r} must be whole, got a wrong entry ({error!r}). Fit and save again."
         ) from error
 
 
+def _config(stored: dict[str, Any], **resolved: Any) -> Influence:
+    """Return the config that was fitted, with what the fit made of its open choices."""
+    layers = stored["layers"]
+    if not (layers is None or isinstance(layers, str)):
+        layers = [str(name) for name in layers]
+    curvature = curvature_from_json(stored["curvature"])
+    return Influence(curvature=curvature, layers=layers, memory_budget=int(stored["memory_budget"]), **resolved)
+
+
 def _restore(path: Path, settings: dict[str, Any], stream: GradientStream) -> Preconditioner:
-    """Return the preconditioner that was saved; iterative solvers go over the stream's examples again."""
-    tensors = {name: tensor.to(stream.task.device) for name, tensor in read_tensors(path).items()}
+    """Return the preconditioner that was saved."""
+    tensors = read_tensors(path)
     try:
-        return preconditioner_from_state(settings, tensors, stream)
+        return restore(settings, tensors, stream)
     except (KeyError, TypeError, ValueError) as error:
         raise _foreign(path, error) from error
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whence.curvature import Preconditioner, preconditioner_from_state
 from whence.data import Examples
-from whence.features import staged, write_tensors
-from whence.gradients import Gradients
+from whence.errors import RunFormatError
+from whence.features import read_tensors, staged, write_tensors
+from whence.gradients import Gradients, GradientStream
 from whence.index import Block, Index, IndexWriter, Layout
+from whence.methods.configs import curvature_to_json
 from whence.methods.packed import pack
 from whence.tasks import Loss, Task
 
@@ -32,7 +36,9 @@ __all__ = [
     "feature_rows",
     "identity_of",
     "loss_name",
+    "restore",
     "save",
+    "settled",
     "shard_rows_for",
     "write_attribution",
 ]
@@ -41,6 +47,8 @@ METHOD = "influence"
 CURVATURE = "curvature.safetensors"
 LARGEST_FEATURES = 2 * 2**30
 SHARD_BYTES = 64 * 2**20
+_PROBES = 4
+_SAME = 0.05
 Progress = Callable[[int, int], None]
 
 
@@ -73,6 +81,9 @@ def write_attribution(
 ) -> Index:
     """Write an attribution into a folder, or go on with one that was interrupted.
 
+    A fit that is repeated on another number of threads differs in its last bits. So what goes on uses the curvature
+    that the folder holds; only the first run writes its own.
+
     Args:
         attribution: What to write.
         folder: An empty folder, or one with the same attribution, finished or not.
@@ -83,23 +94,91 @@ def write_attribution(
         on_progress: Called with (rows done, rows).
     """
     dtype = str(attribution.task.dtype).removeprefix("torch.") if dtype is None else dtype
-    settings, tensors = attribution.preconditioner.state()
     attribution.training_gradients()  # raises if the weights have changed since the fit
     stored = attribution.stored
     probe = pack(stored[0][1] if stored else next(_computed(attribution, attribution.examples, 0)))
     size = feature_bytes(probe, dtype)
     with_features = whole or size * len(attribution.examples) <= LARGEST_FEATURES
+    extra = _extra(attribution, with_features)
     writer = IndexWriter(
         folder=folder,
         identity={**identity_of(attribution, attribution.examples), "self_scores": self_scores},
         dtype=dtype,
         shard_rows=shard_rows or shard_rows_for(size if with_features else 64, attribution.stream.chunk),
-        extra={"preconditioner": settings, "self_unit": _self_unit(attribution), "features": with_features},
+        extra=extra,
     )
-    write_tensors(Path(folder) / CURVATURE, tensors)
+    kept = settled(attribution, folder, writer.described)
+    if kept is None:
+        _write_curvature(attribution, folder)
+        writer.describe(extra)  # what the first run said goes with what it wrote
+    attribution = kept or attribution
     append_rows(attribution, attribution.examples, writer, probe.layouts if with_features else [], self_scores,
                 on_progress)  # fmt: skip
     return writer.close()
+
+
+def settled(
+    attribution: InfluenceAttribution, folder: Path, extra: Mapping[str, Any]
+) -> InfluenceAttribution | None:
+    """Return the attribution with the curvature that a folder holds; None where it holds none that is whole.
+
+    Raises:
+        RunFormatError: That curvature is more than rounding away from the attribution's.
+    """
+    try:
+        tensors = read_tensors(folder / CURVATURE)
+    except RunFormatError:
+        return None
+    stored = _fingerprint(extra["preconditioner"], tensors)
+    if stored != extra["fitted"]:
+        return None
+    if stored == _fingerprint(*attribution.preconditioner.state()):
+        return attribution
+    kept = replace(attribution, preconditioner=restore(extra["preconditioner"], tensors, attribution.stream))
+    probe = next(feature_rows(attribution, attribution.examples, 0))[1].rows(slice(0, _PROBES))
+    expected, found = kept.self_scores_of(probe), attribution.self_scores_of(probe)
+    if np.linalg.norm(found - expected) > _SAME * np.linalg.norm(expected):
+        raise RunFormatError(
+            f"curvature must be that of index {str(folder)!r} (self-scores {expected}), got one with {found}. "
+            "Use the same loss and software, or another folder."
+        )
+    return kept
+
+
+def restore(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], stream: GradientStream) -> Preconditioner:
+    """Return a curvature from its state; iterative solvers go over the stream's examples again.
+
+    Raises:
+        KeyError, TypeError, ValueError: The state is of something else.
+    """
+    device = stream.task.device
+    return preconditioner_from_state(settings, {name: tensor.to(device) for name, tensor in tensors.items()}, stream)
+
+
+def _extra(attribution: InfluenceAttribution, with_features: bool) -> dict[str, Any]:
+    """Return what goes along in the manifest: the fitted curvature's settings and the config."""
+    settings, tensors = attribution.preconditioner.state()
+    config = attribution.config
+    layers = config.layers if config.layers is None or isinstance(config.layers, str) else list(config.layers)
+    return {
+        "preconditioner": settings,
+        "fitted": _fingerprint(settings, tensors),
+        "config": {
+            "curvature": curvature_to_json(config.curvature),
+            "layers": layers,
+            "memory_budget": config.memory_budget,
+        },
+        "self_unit": _self_unit(attribution),
+        "features": with_features,
+    }
+
+
+def _write_curvature(attribution: InfluenceAttribution, folder: Path) -> None:
+    """Write the curvature's tensors in one step."""
+    path = folder / CURVATURE
+    partial = path.with_suffix(".partial")
+    write_tensors(partial, attribution.preconditioner.state()[1])
+    os.replace(partial, path)
 
 
 def append_rows(
@@ -170,8 +249,6 @@ def shard_rows_for(size: int, chunk: int) -> int:
 
 def identity_of(attribution: InfluenceAttribution, examples: Examples) -> dict[str, Any]:
     """Return what features of an attribution belong to."""
-    settings, tensors = attribution.preconditioner.state()
-    name = attribution.preconditioner.summary().get("curvature", settings["kind"])
     return {
         "method": METHOD,
         "whence": metadata.version("whence"),
@@ -184,7 +261,7 @@ def identity_of(attribution: InfluenceAttribution, examples: Examples) -> dict[s
         "computed_in": str(attribution.task.dtype).removeprefix("torch."),
         "seed": attribution.config.seed,
         "chunk": attribution.stream.chunk,
-        "curvature": f"{name} {_fingerprint(settings, tensors)[:12]}",
+        "curvature": repr(attribution.config.curvature),
     }
 
 
