@@ -61,7 +61,7 @@ class KFAC:
         """Fit to the training gradients in one pass."""
         count, decay, dtype = len(stream.examples), stream.task.weight_decay, stream.task.gradient_dtype
         rule = DampingRule.of(self.damping, stream)
-        sums = covariances(FisherPass(stream, self.fisher, seed).first())
+        sums = covariances(FisherPass(stream, self.fisher, seed, twice=False).first())
         inverses: dict[str, LayerInverse | None] = {}
         details: dict[str, Any] = {}
         bases = eigenbases(sums, count)

@@ -32,7 +32,7 @@ _EMPTY = 1e-14
 
 @dataclass(frozen=True, eq=False)
 class FisherPass:
-    """Two passes over the gradients whose outer products make the Fisher matrix; kept where the budget allows.
+    """One or two passes over gradients whose outer products make the Fisher matrix; kept where the budget allows.
 
     The gradients of the training loss come out of the same forward passes where the stream can keep them too.
 
@@ -40,12 +40,14 @@ class FisherPass:
         stream: The training gradients.
         kind: Kind of Fisher matrix.
         seed: Seed of sampled labels.
+        twice: Whether `again` will be called.
         kept: Chunks kept so far.
     """
 
     stream: GradientStream
     kind: Fisher
     seed: int
+    twice: bool = True
     kept: list[list[Gradients]] = field(default_factory=list)
 
     def first(self) -> Iterator[list[Gradients]]:
@@ -53,8 +55,10 @@ class FisherPass:
         for chunk in self.stream.chunks():
             fisher = self.stream.fisher(chunk, self.kind, self.seed, keep=True)
             yield fisher
-            if self.stream.fits(*fisher, fisher[0]):
-                self.kept.append([gradients.compact() for gradients in fisher])
+            kept = fisher if self.twice else []
+            if self.stream.fits(*kept, fisher[0]):
+                if kept:
+                    self.kept.append([gradients.compact() for gradients in kept])
                 self.stream.remember(chunk, chunk.training())
 
     def again(self) -> Iterator[list[Gradients]]:
