@@ -108,7 +108,9 @@ def test_functions_that_cannot_travel_are_named() -> None:
 
 
 class Counting:
-    """A training loop that counts and can break off."""
+    """A training loop that counts and can break off; neither changes what it returns."""
+
+    fingerprint = "closed form"
 
     def __init__(self, limit: int) -> None:
         self.done, self.limit = 0, limit

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType
-from typing import Any
 
 import numpy as np
 
 from whence.errors import RunFormatError
 
-__all__ = ["Cache", "describe"]
-
-_VERSION = "retraining 1"
+__all__ = ["Cache"]
 
 
 @dataclass(frozen=True)
@@ -58,29 +54,3 @@ class Cache:
         """Return the file of one training."""
         digest = hashlib.sha256(f"{self.fingerprint}/{seed}/".encode() + np.packbits(kept).tobytes())
         return self.folder / f"{digest.hexdigest()[:32]}.npy"
-
-
-def describe(*parts: Any) -> str:
-    """Return SHA-256 over settings; functions count by name, bytecode and constants."""
-    digest = hashlib.sha256(_VERSION.encode())
-    for part in parts:
-        digest.update(_text(part).encode() + b"\0")
-    return digest.hexdigest()
-
-
-def _text(value: Any) -> str:
-    """Return a description that does not depend on the process."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_text(entry)}" for key, entry in sorted(value.items())) + "}"
-    if isinstance(value, (str, int, float, bool, type(None))) or is_dataclass(value):
-        return repr(value)
-    code = getattr(value, "__code__", None) or getattr(type(value).__call__, "__code__", None)
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    return name if code is None else f"{name}/{_code(code)}"
-
-
-def _code(code: CodeType) -> str:
-    """Return a digest of a function's bytecode and constants, functions inside it included."""
-    constants = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-    text = code.co_code + repr((code.co_names, constants)).encode()
-    return hashlib.sha256(text).hexdigest()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError
-from whence.evaluate.cache import Cache, describe
+from whence.evaluate.cache import Cache
+from whence.evaluate.describe import describe
 from whence.evaluate.stacked import train_stacked
 from whence.tasks import Recipe
 
@@ -37,11 +38,13 @@ class Retraining:
         stack: How many models to train at once in one process (see `train_stacked`); 1 trains one at a time.
         processes: How many processes to spread the trainings over. The recipe's functions must then be importable.
         cache: A folder: every result is kept there under a fingerprint of all of the above and the data, so that
-            an interrupted run resumes. Functions are known by name and bytecode, not by what they close over.
+            an interrupted run resumes. Functions are known by bytecode, defaults, and what they close over and name;
+            objects by class and state; anything by its string attribute ``fingerprint`` where it has one.
         progress: Called with (done, total) trainings.
 
     Raises:
-        ConfigError: A number is below 1, or there are no or repeated seeds.
+        ConfigError: A number is below 1, or there are no or repeated seeds; later, there is a cache and a function
+            of the recipe cannot be described.
 
     Example:
         >>> recipe = Recipe(build=lambda: nn.Linear(2, 2), epochs=1)
