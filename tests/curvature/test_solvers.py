@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from test_against_dense import DECAY, Fitted, assert_applies, assert_norm_close, fitted, shift
-from torch import Tensor
+from torch import Tensor, nn
 
 import oracle
-from whence.curvature import CG, EKFAC, KFAC, Curvature, Diagonal, LiSSA, Neumann, Relative
+from whence.curvature import CG, EKFAC, KFAC, Curvature, Diagonal, Identity, LiSSA, Neumann, Relative
 from whence.curvature.solve import conjugate_gradients
-from whence.data import as_examples
+from whence.data import as_examples, uniform
 from whence.errors import ConfigError, NumericalError
 from whence.gradients import Gradients, GradientStream, Matrix
+from whence.methods import Influence
+from whence.tasks import Task
 
 KEPT = 10**9
 
@@ -194,6 +196,35 @@ def test_an_automatic_scale_is_doubled_until_it_holds() -> None:
     timid = replace(found, solver=replace(solver, scale=solver.scale / 8))  # type: ignore[type-var]
     exact = of.gradients().dense() @ inverse_of(dense(of), 1.0 + DECAY)
     assert_norm_close(timid.precondition(of.gradients()).dense(), exact, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LiSSA(damping=0.5, batch=4, depth=64, repeats=2, require_convergence=False),
+        Neumann(damping=0.5, preconditioner=Identity(), batch=4, steps=64),
+    ],
+    ids=["lissa", "neumann"],
+)
+def test_a_row_that_diverges_leaves_the_others_alone(config: Curvature) -> None:
+    """The outlier lies in a batch that power iteration does not see and alone has its direction."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 3, generator=generator, dtype=torch.float64)
+    inputs[:, 2] = 0
+    order = np.argsort(uniform(as_examples(inputs).keys, 0), kind="stable")
+    inputs[order[5]] = torch.tensor([0.0, 0.0, 12.0], dtype=torch.float64)  # in the second of 16 batches
+    train = (inputs, torch.randn(64, 1, generator=generator, dtype=torch.float64))
+    queries = (torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64), torch.ones(2, 1).double())
+    task = Task(nn.Linear(3, 1, bias=False).double(), "mse")
+    found = {}
+    for size in (1, 64):
+        attribution = Influence(curvature=config, batch_size=size).fit(task, train)
+        found[size] = attribution.scores(queries).values
+        scales = attribution.summary()["curvature"]["scales"]
+        assert list(scales.values()) == [1, 1], "one query was rescaled, the other was not"
+    alone = [attribution.scores((x[None], y[None])).values for x, y in zip(*queries, strict=True)]
+    assert_norm_close(found[64], found[1], 1e-9)
+    assert_norm_close(torch.cat(alone), found[64], 1e-9)
 
 
 @pytest.mark.parametrize("inner", [EKFAC(), KFAC(split=False), Diagonal()], ids=str)

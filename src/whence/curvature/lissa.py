@@ -30,8 +30,9 @@ class LiSSA:
         depth: Steps of a run. About (scale / effective damping) · log(1 / tolerance) are needed.
         batch: Examples a step. Batches are made and ordered by the examples' ids.
         repeats: Runs to average.
-        scale: "auto" (1.25 × the largest eigenvalue that power iteration finds in up to 8 batches, doubled if the
-            iteration still diverges), or a number above half the largest eigenvalue.
+        scale: "auto" (1.25 × the largest eigenvalue that power iteration finds in up to 8 batches, doubled for a
+            query whose iteration still diverges; the summary's ``scales`` count the queries at each), or a number
+            above half the largest eigenvalue.
         hessian: Use the Hessian of the training loss.
         fisher: As in `CG`.
         tolerance: Largest relative residual, on all the data, that counts as converged; batches leave noise.

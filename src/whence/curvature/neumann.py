@@ -38,7 +38,8 @@ class Neumann:
         steps: Steps.
         batch: Examples a step, keyed by id; None for all the training examples.
         step_size: "auto": α = 1 / (1.1 × the largest eigenvalue of P (H + shift) that power iteration finds), halved
-            if the iteration still diverges; or a number. Stated in the summary.
+            for a query whose iteration still diverges; or a number. Stated in the summary, where ``scales`` count the
+            queries at each 1 / α.
         fisher: As in `CG`.
         tolerance: Largest relative residual, on all the data, that counts as converged.
         require_convergence: Raise if it is not reached. The default is False: a few steps are meant to be few, and

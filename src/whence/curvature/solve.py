@@ -25,12 +25,14 @@ class Solution:
         residual: ‖v − (H + shift) x‖ / ‖v‖ [Q], from one more product with the value that is returned.
         steps: Steps taken [Q].
         converged: Whether the residual is within the tolerance [Q].
+        scale: Inverse step size of every row [Q], for iterations that have one.
     """
 
     value: Tensor
     residual: Tensor
     steps: Tensor
     converged: Tensor
+    scale: Tensor | None = None
 
 
 def solved(product: Map, right: Tensor, value: Tensor, steps: Tensor, tolerance: float) -> Solution:
@@ -75,8 +77,12 @@ def conjugate_gradients(
     return Solution(value, error, steps, error <= tolerance)
 
 
-def richardson(step_product: StepMap, right: Tensor, precondition: Map, *, steps: int, bound: float) -> Tensor | None:
-    """Return x after ``steps`` times x ← x + M (v − A_k x) from zero, or None if it diverges.
+def richardson(
+    step_product: StepMap, right: Tensor, precondition: Map, *, steps: int, bound: float
+) -> tuple[Tensor, Tensor]:
+    """Return x after ``steps`` times x ← x + M (v − A_k x) from zero, for the rows that stay bounded.
+
+    A row that diverges leaves the block, so that no row's answer depends on the others.
 
     Args:
         step_product: (k, V) ↦ A_k V; the operator may differ from step to step.
@@ -84,14 +90,20 @@ def richardson(step_product: StepMap, right: Tensor, precondition: Map, *, steps
         precondition: M, step size included.
         steps: Number of steps.
         bound: How large ‖x‖ / ‖v‖ may become.
+
+    Returns:
+        The values of R rows [R, P] and their positions in ``right`` [R].
     """
-    value = torch.zeros_like(right)
-    largest = bound * _norms(right)
+    value, largest = torch.zeros_like(right), bound * _norms(right)
+    rows = torch.arange(len(right), device=right.device)
     for number in range(steps):
         value = value + precondition(right - step_product(number, value))
-        if not bool((value.norm(dim=1) <= largest).all()):
-            return None
-    return value
+        held = value.norm(dim=1) <= largest
+        if not bool(held.all()):
+            value, right, largest, rows = value[held], right[held], largest[held], rows[held]
+            if not len(rows):
+                break
+    return value, rows
 
 
 def largest_eigenvalue(product: Map, precondition: Map, start: Tensor, *, steps: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -65,7 +65,7 @@ class StationarySolver:
         scale: Inverse step size.
         inner: P, or None for the identity.
         schedule: Steps, repeats and batches.
-        rescale: Double the scale where the iteration diverges, instead of raising.
+        rescale: Double the scale of the rows whose iteration diverges, instead of raising. Other rows keep theirs.
     """
 
     products: Products
@@ -76,22 +76,21 @@ class StationarySolver:
     rescale: bool
 
     def solve(self, right: Tensor) -> Solution:
-        """Return x for every row of ``right`` [Q, P]."""
+        """Return x for every row of ``right`` [Q, P], with the scale that each took."""
         apply = self.products.operator(len(right))
         whole: Map = lambda v: apply(v).add_(v, alpha=self.shift)  # noqa: E731 - one line says it all
-        scale = self.scale
+        value, left = torch.zeros_like(right), torch.arange(len(right), device=right.device)
+        scale, scales = self.scale, torch.full_like(right[:, 0], self.scale)
         for _ in range(_RESCALINGS + 1 if self.rescale else 1):
-            runs = []
-            for repeat in range(self.schedule.repeats):
-                value = self._run(right, scale, repeat)
-                if value is None:
-                    break
-                runs.append(value)
-            if len(runs) == self.schedule.repeats:
-                mean = torch.stack(runs).mean(0)
+            found, rows = self._average(right[left], scale)
+            value[left[rows]] = found
+            diverged = torch.ones_like(left, dtype=torch.bool).index_fill_(0, rows, False)
+            left = left[diverged]
+            if not len(left):
                 steps = torch.full((len(right),), self.schedule.steps, device=right.device)
-                return solved(whole, right, mean, steps, self.schedule.tolerance)
+                return replace(solved(whole, right, value, steps, self.schedule.tolerance), scale=scales)
             scale *= 2
+            scales[left] = scale
         raise NumericalError(
             f"the iteration must stay bounded, but it diverges with scale {self.scale:.3g} (steps must stay below 2 / "
             'largest eigenvalue). Use scale="auto", a larger scale or larger batches.'
@@ -109,8 +108,18 @@ class StationarySolver:
         }  # fmt: skip
         return settings, {f"inner/{name}": tensor for name, tensor in tensors.items()}
 
-    def _run(self, right: Tensor, scale: float, repeat: int) -> Tensor | None:
-        """Return one run's answer, or None if it diverges."""
+    def _average(self, right: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Return the mean over all repeats for the rows that stay bounded in each, and which they are."""
+        total, rows = torch.zeros_like(right), torch.arange(len(right), device=right.device)
+        for repeat in range(self.schedule.repeats):
+            value, held = self._run(right[rows], scale, repeat)
+            total, rows = total[held] + value, rows[held]
+            if not len(rows):
+                break
+        return total / self.schedule.repeats, rows
+
+    def _run(self, right: Tensor, scale: float, repeat: int) -> tuple[Tensor, Tensor]:
+        """Return one run's answers for the rows that stay bounded, and which they are."""
         order = self._order(repeat)
         metric = None if self.inner is None else as_map(self.inner, self.products)
 
