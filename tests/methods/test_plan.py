@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors import safe_open
 
 import whence as wh
 import zoo
+from whence.errors import NumericalError
 
 
 def tensor_bytes(folder: Path) -> int:
@@ -71,3 +73,36 @@ def test_planning_leaves_no_trace(curvature: object) -> None:
     wh.plan(wh.Influence(curvature=curvature), wh.Task(case.model), case.train)  # type: ignore[arg-type]
     assert all(torch.equal(value, state[key]) for key, value in case.model.state_dict().items())
     assert all(p.grad is None for p in case.model.parameters())
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize(
+    "curvature", [wh.Exact(), wh.EKFAC(damping=0.0), wh.KFAC(damping=0.0), wh.CG(damping=0.0, max_steps=30)], ids=repr
+)
+def test_few_examples_that_leave_the_curvature_singular_do_not_stop_it(curvature: Any, batch_size: int | None) -> None:
+    """Twenty features and no decay: eight rows determine nothing, two hundred do."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(200, 20, generator=generator, dtype=torch.float64)
+    train = (inputs, inputs[:, :2] + torch.randn(200, 2, generator=generator, dtype=torch.float64))
+    task = wh.Task(torch.nn.Linear(20, 2).double(), "mse")
+    config = wh.Influence(curvature=curvature, batch_size=batch_size)
+    config.fit(task, train).self_scores()
+    planned = wh.plan(config, task, train)
+    assert planned.examples == 200 and planned.share == 1
+
+
+def test_an_indefinite_hessian_does_not_stop_it() -> None:
+    case = zoo.make("mlp", count=40)
+    config, task = wh.Influence(curvature=wh.Exact(hessian=True, damping=1e-9)), wh.Task(case.model)
+    with pytest.raises(NumericalError):
+        config.fit(task, case.train)
+    assert wh.plan(config, task, case.train).seconds["fit"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_it_as_it_stops_the_fit() -> None:
+    case = zoo.make("mlp", count=40)
+    case.inputs[0, 0] = float("nan")
+    for run in (lambda: wh.Influence().fit(wh.Task(case.model), case.train),
+                lambda: wh.plan(wh.Influence(), wh.Task(case.model), case.train)):  # fmt: skip
+        with pytest.raises(NumericalError, match="finite"):
+            run()

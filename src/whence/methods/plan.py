@@ -5,15 +5,18 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from whence.curvature import Damping, Exact, Relative
 from whence.data import Examples, as_examples
-from whence.gradients import parameter_gradients
+from whence.errors import NumericalError
+from whence.gradients import chunk_size, find_layers, parameter_gradients
 from whence.index import Block
 from whence.methods.packed import pack
 from whence.methods.saved import SHARD_BYTES, feature_bytes, write_attribution
@@ -28,6 +31,7 @@ _QUERIES = 100
 _SHORT, _LONG = 1, 3
 _LARGEST_SHORT, _LARGEST_LONG = 256, 1024
 _CHUNK_COPIES = 6
+_DAMPINGS = (Relative(1.0), Relative(1e3), 1.0, 1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +90,10 @@ def plan(config: Influence, task: Task, train: Any, queries: Any = None) -> Plan
     Returns:
         Shares, seconds, passes, memory and disk. Times come from fits to one and to three chunks (at most 1,024
         examples), taken as a constant and a part that grows with N; curvatures whose solves depend on the data may
-        take more.
+        take more. Where the curvature of so few examples is singular or indefinite, it is timed with a larger damping.
 
     Raises:
-        ConfigError: As `Influence.fit` would.
+        ConfigError, NumericalError: As `Influence.fit` would, but never for what only a part of the examples lacks.
 
     Cost: two fits to at most 1,024 examples, and their scores.
 
@@ -101,7 +105,21 @@ def plan(config: Influence, task: Task, train: Any, queries: Any = None) -> Plan
         (1.0, 2200)
     """
     examples = as_examples(train)
-    chunk = config.fit(task, _some(examples, 8)).stream.chunk if config.batch_size is None else config.batch_size
+    given = replace(config, curvature=_altered(config.curvature, None))
+    try:
+        return _measured(given, task, examples, queries)
+    except NumericalError as error:
+        for damping in _DAMPINGS:
+            damped = replace(config, curvature=_altered(config.curvature, damping))
+            if damped != given:
+                with suppress(NumericalError):
+                    return _measured(damped, task, examples, queries)
+        raise error
+
+
+def _measured(config: Influence, task: Task, examples: Examples, queries: Any) -> Plan:
+    """Return the plan by fits to a few examples."""
+    chunk = _chunk(config, task, examples)
     short = min(len(examples), max(2, min(_SHORT * chunk, _LARGEST_SHORT)))
     long = min(len(examples), max(2, min(_LONG * chunk, _LARGEST_LONG)))
     sized = replace(config, batch_size=min(chunk, short))
@@ -113,6 +131,33 @@ def plan(config: Influence, task: Task, train: Any, queries: Any = None) -> Plan
         slope, first, short = 0.0, last, 0
     seconds = {"fit": max(last, first + slope * (len(examples) - short))}
     return _planned(fitted, examples, queries, seconds, kept, probe)
+
+
+def _chunk(config: Influence, task: Task, examples: Examples) -> int:
+    """Return the examples of a chunk that `Influence.fit` takes."""
+    if config.batch_size is not None:
+        return config.batch_size
+    double = isinstance(config.curvature, Exact) or getattr(config.curvature, "hessian", False)
+    dtype = torch.float64 if config.dtype is None and double else config.dtype
+    task = task if dtype is None else task.in_dtype(dtype)
+    return chunk_size(task, find_layers(task.model, config.layers).layers, examples)
+
+
+def _altered(curvature: Any, damping: Damping | None) -> Any:
+    """Return a curvature that raises at no solve that stops early, with another damping where one is given.
+
+    A curvature of a few examples may be singular, or have negative eigenvalues, where that of all has not.
+    """
+    changes: dict[str, Any] = {}
+    for one in fields(curvature) if is_dataclass(curvature) else ():
+        value = getattr(curvature, one.name)
+        if one.name == "require_convergence":
+            changes[one.name] = False
+        elif one.name == "damping" and damping is not None:
+            changes[one.name] = damping
+        elif is_dataclass(value) and hasattr(value, "damping"):
+            changes[one.name] = _altered(value, damping)
+    return replace(curvature, **changes) if changes else curvature
 
 
 def plan_of(attribution: InfluenceAttribution, queries: Any = None) -> Plan:
@@ -148,7 +193,7 @@ def _planned(
     one_pass = _pass_seconds(small) * count / measured
     _, tensors = small.preconditioner.state()
     numbers = sum(tensor.numel() for tensor in tensors.values())
-    itemsize = torch.empty((), dtype=small.task.dtype).element_size()
+    itemsize = torch.empty((), dtype=small.task.gradient_dtype).element_size()
     working = _CHUNK_COPIES * small.stream.chunk * sum(part.numbers // len(part) for part in probe.parts.values())
     return Plan(
         examples=count,
@@ -206,7 +251,7 @@ def _pass_seconds(small: InfluenceAttribution) -> float:
 def _kept_bytes(small: InfluenceAttribution, examples: Examples, budget: int) -> tuple[int, Block]:
     """Return the bytes of factors that stay in memory between passes, all or none, and one example's features."""
     gradients = small.stream.run(examples.batch(np.arange(1)), np.arange(1)).training()
-    itemsize = torch.empty((), dtype=small.task.dtype).element_size()
+    itemsize = torch.empty((), dtype=small.task.gradient_dtype).element_size()
     needed = gradients.compact_numbers * itemsize * len(examples)
     return (needed if needed <= budget else 0), pack(gradients)
 
