@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,3 +77,16 @@ def test_signals_behave_like_arrays() -> None:
     array = np.array(signal)
     array[0] = -1.0
     assert signal[0] == 3.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_shown_in_float32(dtype: torch.dtype) -> None:
+    """Every number of half precision is one of float32, so that tables of both are equal."""
+    values = torch.tensor([[0.5, -1.25, 0.1], [2.0, 3.0, -4.0]]).to(dtype)
+    ids = {"query_ids": np.arange(2), "ids": np.arange(3), "unit": None}
+    half = Scores(values=values, standard_error=values.abs(), **ids)
+    single = Scores(values=values.float(), standard_error=values.float().abs(), **ids)
+    for k in (1, 3):
+        pd.testing.assert_frame_equal(half.top(k), single.top(k))
+        pd.testing.assert_frame_equal(half.bottom(k), single.bottom(k))
+    pd.testing.assert_frame_equal(half.to_frame(), single.to_frame())

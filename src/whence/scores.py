@@ -72,13 +72,13 @@ class Scores:
 
     def _wide(self, values: Tensor) -> pd.DataFrame:
         index = pd.Index(self.query_ids, name="query")
-        return pd.DataFrame(values.detach().cpu().numpy(), index=index, columns=self.ids)
+        return pd.DataFrame(_array(values), index=index, columns=self.ids)
 
     def _extreme(self, k: int, *, largest: bool) -> pd.DataFrame:
         if k < 1:
             raise ConfigError(f"k must be at least 1, got {k}.")
         kept = min(k, len(self.ids))
-        values = self.values.detach().cpu().numpy()
+        values = _array(self.values)
         order = np.argsort(-values if largest else values, axis=1, kind="stable")[:, :kept]  # [Q, K]
         frame = pd.DataFrame(
             {
@@ -89,7 +89,7 @@ class Scores:
             }
         )
         if self.standard_error is not None:
-            errors = self.standard_error.detach().cpu().numpy()
+            errors = _array(self.standard_error)
             frame["standard_error"] = np.take_along_axis(errors, order, axis=1).reshape(-1)
         return frame
 
@@ -134,3 +134,10 @@ class Signal:
         if self.standard_error is not None:
             frame["standard_error"] = self.standard_error
         return frame
+
+
+def _array(values: Tensor) -> np.ndarray:
+    """Return values as an array; half precision as float32, for NumPy has no bfloat16."""
+    found = values.detach().cpu()
+    array: np.ndarray = (found.float() if found.element_size() == 2 else found).numpy()
+    return array
