@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import oracle
 import zoo
+import zoo_layers
 from whence.curvature.kronecker import FisherPass
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError
@@ -185,3 +188,67 @@ def test_split_and_join_are_inverse(name: str) -> None:
 def test_capture_check_passes(name: str) -> None:
     case = zoo.make(name)
     check_capture(Task(case.model, case.loss), find_layers(case.model), as_examples(case.train))
+
+
+class Language(nn.Module):
+    """GPT-2's layout: the head is registered last and shares the weight of the table, which is registered first."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.table, self.block, self.norm = nn.Embedding(7, 4), nn.Linear(4, 4), nn.LayerNorm(4)
+        self.head = nn.Linear(4, 7, bias=False)
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.block(self.table(x)))).mean(1)
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix
+
+
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        (Language(tied=True), "table"),
+        (Language(tied=False), "head"),
+        (nn.Sequential(nn.Linear(4, 3), nn.LayerNorm((2, 3)), nn.PReLU()), "0"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 2, 1), nn.BatchNorm1d(2)), "1"),
+        (nn.Sequential(Own(), nn.Linear(3, 2)), "1"),
+        (nn.Sequential(OrderedDict(head=nn.Linear(4, 2), table=nn.Embedding(5, 4))), "head"),
+        (nn.Sequential(zoo_layers.Conv1D(3, 4), nn.LayerNorm(3)), "0"),
+        (nn.Sequential(Own()), "0"),
+    ],
+)
+def test_the_last_layer_is_the_head(model: nn.Module, name: str) -> None:
+    found = find_layers(model, "last").layers
+    assert [layer.name for layer in found] == [name]
+
+
+def test_a_tied_head_has_the_gradients_of_its_whole_group() -> None:
+    torch.manual_seed(0)
+    model = Language(tied=True).double()
+    examples = as_examples((torch.randint(0, 7, (5, 3)), torch.randint(0, 7, (5,))))
+    coverage = find_layers(model, "last")
+    check_capture(Task(model), coverage, examples)
+    assert coverage.attributed == model.table.weight.numel()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(3, 4), Own()),
+        nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 3)),
+        nn.Sequential(nn.Embedding(5, 3), nn.LayerNorm(3)),
+        nn.Sequential(nn.Linear(3, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))),
+    ],
+)
+def test_a_head_that_is_ambiguous_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"must find one head.*regular expression"):
+        find_layers(model, "last")

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from whence.errors import ConfigError
 from whence.gradients.layers.attention import attention
 from whence.gradients.layers.base import Form, Piece, Site, Slot, Source
 from whence.gradients.layers.bilinear import bilinear
 from whence.gradients.layers.convolution import convolution
-from whence.gradients.layers.linear import linear
+from whence.gradients.layers.linear import LinearSource, linear
 from whence.gradients.layers.lookup import embedding
 from whence.gradients.layers.norm import norm
 from whence.gradients.layers.order import TimeMajor, time_major_modules
@@ -25,6 +26,8 @@ from whence.gradients.layers.shared import Layer, layout
 __all__ = ["Coverage", "find_layers"]
 
 _COMPILED = "_orig_mod."
+_LINEAR_LIKE = (nn.Linear, nn.Bilinear, _ConvNd)
+_NEVER_HEADS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 
 
@@ -69,11 +72,12 @@ def find_layers(model: nn.Module, choice: str | Sequence[str] | None = None) -> 
 
     Args:
         model: Any module. Frozen parameters are left out (unless all are frozen: then none is).
-        choice: None for all layers, "last" for the last one, or one or more regular expressions that are
-            matched against the whole layer name.
+        choice: None for all layers, "last" for the head (the linear map or convolution that the model registers
+            last, whatever it shares its weight with), or one or more regular expressions that are matched against
+            the whole layer name.
 
     Raises:
-        ConfigError: Nothing is left to attribute, or the model is wrapped for several devices.
+        ConfigError: Nothing is left to attribute, "last" is ambiguous, or the model is wrapped for several devices.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.PReLU(), nn.Linear(3, 2))
@@ -96,7 +100,8 @@ def find_layers(model: nn.Module, choice: str | Sequence[str] | None = None) -> 
         else:
             uses.extend(_uses(site, _inner(site, canonical), transposed))
         counted.update(site.names.values())
-    found = _chosen(_grouped(uses), choice, missed)
+    layers = _grouped(uses)
+    found = _head(layers, uses) if choice == "last" and layers else _chosen(layers, choice, missed)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad or frozen_all)
     attributed = sum(layer.shape[0] * layer.shape[1] for layer in found)
     return Coverage(layers=tuple(found), attributed=attributed, trainable=trainable, missed=tuple(missed))
@@ -211,9 +216,7 @@ def _row(name: str, slots: list[Slot]) -> Layer:
 
 def _chosen(layers: list[Layer], choice: str | Sequence[str] | None, missed: list[tuple[str, int]]) -> list[Layer]:
     """Return the layers that a choice names."""
-    if choice == "last":
-        layers = layers[-1:]
-    elif choice is not None:
+    if choice is not None:
         patterns = [choice] if isinstance(choice, str) else list(choice)
         names = [layer.name for layer in layers]
         for pattern in patterns:
@@ -230,6 +233,44 @@ def _chosen(layers: list[Layer], choice: str | Sequence[str] | None, missed: lis
             f"Modules that cannot: {[name for name, _ in missed][:8]}."
         )
     return layers
+
+
+def _head(layers: list[Layer], uses: list[tuple[Source | None, Slot]]) -> list[Layer]:
+    """Return the layer of the linear-like module that is registered last.
+
+    Raises:
+        ConfigError: There is none, or another kind of module that may be the head comes after it.
+    """
+    if len(layers) == 1:
+        return layers
+    slots = [slot for _, slot in uses]
+    linear_like = [number for number, use in enumerate(uses) if _is_linear_like(*use)]
+    found: list[Layer] = []
+    rivals = slots
+    if linear_like:
+        last = slots[linear_like[-1]].pieces[0].owner
+        own = {piece.name for slot in slots for piece in slot.pieces if piece.owner is last}
+        found = [layer for layer in layers if own & {piece.name for piece in layer.slot.pieces}]
+        held = {piece.name for layer in found for piece in layer.slot.pieces}
+        rivals = [slot for slot in slots[linear_like[-1] + 1 :] if _may_be_head(slot, held)]
+    if found and not rivals:
+        return found
+    names = dict.fromkeys([*(layer.name for layer in found), *(slot.name for slot in rivals)])
+    raise ConfigError(
+        'layers="last" must find one head, the linear map or convolution that is registered last, got '
+        f"{list(names)[:4]}. Name the layer with a regular expression."
+    )
+
+
+def _is_linear_like(source: Source | None, slot: Slot) -> bool:
+    return isinstance(source, LinearSource) or isinstance(slot.pieces[0].owner, _LINEAR_LIKE)
+
+
+def _may_be_head(slot: Slot, held: set[str]) -> bool:
+    """Whether parameters outside a layer hold a matrix that is neither a table nor a scale."""
+    if any(isinstance(piece.owner, _NEVER_HEADS) for piece in slot.pieces):
+        return False
+    return any(piece.name not in held and piece.parameter.ndim > 1 for piece in slot.pieces)
 
 
 def _matches(pattern: str, name: str) -> bool:
