@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 import whence as wh
 import zoo
-from whence.errors import ConfigError, RunFormatError
+from whence.errors import ConfigError, NumericalError, RunFormatError
 from whence.methods import Ensemble, EnsembleAttribution, load_ensemble
 
 METHOD = wh.Influence(curvature=wh.EKFAC(fisher="exact"))
@@ -123,6 +124,17 @@ def test_a_named_folder_stays_and_a_temporary_one_goes(tmp_path: Path) -> None:
     gc.collect()
     assert not folder.exists()
     assert load_ensemble(tmp_path / "kept", tasks(members=2), train).scores(train).values.shape == (9, 9)
+
+
+def test_a_member_that_cannot_be_fitted_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = zoo.make("mlp").train
+    broken = tasks(members=2)
+    with torch.no_grad():
+        next(broken[1].model.parameters()).fill_(float("nan"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(NumericalError):
+        Ensemble(method=METHOD).fit(broken, train)
+    assert not list(tmp_path.iterdir())
 
 
 def test_refusals() -> None:

@@ -78,11 +78,16 @@ class Ensemble:
         _check(tasks)
         owned = Path(tempfile.mkdtemp(prefix="whence-")) if self.folder is None else None
         folder = owned / KIND if owned is not None else Path(self.folder or KIND)
-        with staged(folder) as partial:
-            for number, task in enumerate(tasks):
-                (partial / _name(number)).mkdir()
-                write_attribution(self.method.fit(task, examples), partial / _name(number))
-            write_manifest(partial, {"kind": KIND, "members": len(tasks)})
+        try:
+            with staged(folder) as partial:
+                for number, task in enumerate(tasks):
+                    (partial / _name(number)).mkdir()
+                    write_attribution(self.method.fit(task, examples), partial / _name(number))
+                write_manifest(partial, {"kind": KIND, "members": len(tasks)})
+        except BaseException:
+            if owned is not None:
+                shutil.rmtree(owned, ignore_errors=True)
+            raise
         fitted = EnsembleAttribution(tasks=tuple(tasks), examples=examples, folder=folder)
         if owned is not None:
             weakref.finalize(fitted, shutil.rmtree, owned, ignore_errors=True)
