@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 __all__ = ["methods_command"]
@@ -137,10 +138,15 @@ def methods_command(
     if as_json:
         print(json.dumps([asdict(method) for method in METHODS], ensure_ascii=False, indent=1))
         return
-    title = "Methods (whence audit --method NAME, or wh.Influence(curvature=wh.NAME()))"
-    table = Table(title=title, title_justify="left", show_lines=True)
-    for heading in ("name", "score", "cost", "use", "caution", "call"):
-        table.add_column(heading, style="bold" if heading == "name" else "")
+    console = Console(highlight=False)
+    console.print("[dim]audit:  [/] whence audit DATA --method NAME")
+    console.print("[dim]library:[/] wh.Influence(curvature=wh.NAME()).fit(task, train)")
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
     for method in METHODS:
-        table.add_row(*asdict(method).values())
-    Console().print(table)
+        table.add_row("", "")
+        table.add_row("", f"[bold]{method.name}[/]  {escape(method.call)}")
+        for what in ("formula", "cost", "use", "caution"):
+            table.add_row(what, escape(str(getattr(method, what))))
+    console.print(table)
