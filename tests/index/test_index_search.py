@@ -14,6 +14,7 @@ from index_samples import KINDS, features, flat_index, random_block, random_quer
 
 import whence as wh
 from whence.index import Block, Layout, Part, Products, TopK, best
+from whence.index.products import Begun
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,18 +93,17 @@ def test_bounds_are_bounds_and_few_rows_are_finished() -> None:
     query, matrix = random_query("terms", 1, 6)
     products = Products.of(features(query), scaled.layouts, torch.float64)
     exact = torch.einsum("qoi,boi->bq", matrix, dense * sizes[:, :, None])
-    bounds, begun = products.begin(scaled)
-    assert bool((bounds >= exact.abs()).all())
+    begun = products.begin(scaled)
+    assert bool((begun.total >= exact.abs()).all())
     torch.testing.assert_close(products.finish(scaled, begun, torch.arange(2000)), exact, rtol=1e-10, atol=1e-14)
     some = torch.tensor([3, 1999, 700])
     torch.testing.assert_close(products.finish(scaled, begun, some), exact[some], rtol=1e-10, atol=1e-14)
     touched: list[int] = []
-    finish = Products.finish
 
     class Counting(Products):
-        def finish(self, *arguments: object) -> torch.Tensor:  # type: ignore[override]
-            touched.append(len(arguments[2]))  # type: ignore[arg-type]
-            return finish(self, *arguments)  # type: ignore[arg-type]
+        def _layer(self, block: Block, begun: Begun, name: str, rows: torch.Tensor, *, whole: bool) -> torch.Tensor:
+            touched.append(len(rows))
+            return super()._layer(block, begun, name, rows, whole=whole)
 
     counting = Counting(products.kernels, products.queries, products.width, products.dtype)
     state = best([(0, scaled, None)], counting, 5)

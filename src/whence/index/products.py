@@ -13,11 +13,29 @@ from whence.errors import ConfigError
 from whence.index.block import Block, Layout, Part
 from whence.index.queries import Columns, Dense, QueryFeatures, QueryPart, Terms
 
-__all__ = ["Products"]
+__all__ = ["Begun", "Products"]
 
 _BUFFER_NUMBERS = 2**20
 _LARGEST_PIECE = 4096
 _SLACK = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """What `Products.begin` computed for a block.
+
+    Args:
+        lefts: Of every layer, products with the smaller side.
+        bounds: Of every layer, bounds [B, Q] of the absolute products.
+    """
+
+    lefts: dict[str, Tensor]
+    bounds: dict[str, Tensor]
+
+    @cached_property
+    def total(self) -> Tensor:
+        """Bounds [B, Q] over all layers, with room for rounding."""
+        return torch.stack(list(self.bounds.values())).sum(0) * (1 + _SLACK)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,38 +90,77 @@ class Products:
         """Whether `begin` is available and worth its price: one query or a few, no positions."""
         return self.queries <= 4 and all(isinstance(kernel, (_Outer, _Flat)) for kernel in self.kernels.values())
 
-    def begin(self, block: Block) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return upper bounds [B, Q] of the absolute products, and what was computed for them.
+    def begin(self, block: Block) -> Begun:
+        """Return upper bounds of the absolute products, and what was computed for them.
 
         For d aᵀ and Σ_r d_r a_rᵀ: |Σ_r x_r (a_r·a)| ≤ ‖Σ_r x_r a_r‖ ‖a‖, x_r = d_r·d, from the smaller side d alone.
-        The bounds leave room for rounding.
         """
-        bounds = torch.zeros(len(block), self.queries, dtype=self.dtype)
-        begun: dict[str, list[Tensor]] = {name: [] for name in self.kernels}
-        for start, piece in block.pieces(self.rows_a_piece(block)):
-            total: Tensor = bounds[start : start + len(piece)]
+        lefts: dict[str, list[Tensor]] = {name: [] for name in self.kernels}
+        bounds: dict[str, list[Tensor]] = {name: [] for name in self.kernels}
+        for _, piece in block.pieces(self.rows_a_piece(block)):
             for name, kernel in self.kernels.items():
                 part = piece.parts[name]
                 assert isinstance(kernel, (_Outer, _Flat)) and part.norm is not None
                 x = kernel.left(part, self.dtype)
-                begun[name].append(x)
-                total += _scaled(kernel.lengths(x) * part.norm.to(self.dtype)[:, None], part)
-        return bounds.mul(1 + _SLACK), {name: torch.cat(found) for name, found in begun.items()}
+                lefts[name].append(x)
+                bounds[name].append(_scaled(kernel.lengths(x) * part.norm.to(self.dtype)[:, None], part))
+        return Begun(*({name: torch.cat(found) for name, found in side.items()} for side in (lefts, bounds)))
 
-    def finish(self, block: Block, begun: dict[str, Tensor], rows: Tensor) -> Tensor:
+    def finish(self, block: Block, begun: Begun, rows: Tensor) -> Tensor:
         """Return the inner products of some rows [len(rows), Q], going on from `begin`."""
         found = torch.zeros(len(rows), self.queries, dtype=self.dtype)
-        whole = len(rows) == len(block)
         for own, some in zip(found.split(_LARGEST_PIECE), rows.split(_LARGEST_PIECE), strict=True):
-            at: slice | Tensor = slice(int(some[0]), int(some[-1]) + 1) if whole else some
-            for name, kernel in self.kernels.items():
-                assert isinstance(kernel, (_Outer, _Flat))
-                part = block.parts[name]
-                side = part.fields[kernel.right_side]
-                right = side[at] if whole else side.index_select(0, some)
-                product = kernel.right(begun[name][at], right.to(self.dtype))
-                own += product if part.scale is None else product * part.scale[at].to(self.dtype)[:, None]
+            for name in self.kernels:
+                own += self._layer(block, begun, name, some, whole=len(rows) == len(block))
         return found
+
+    def finish_reaching(
+        self, block: Block, begun: Begun, rows: Tensor, cuts: Tensor, sign: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return those of some rows that may still reach a cut for any query, and their inner products times ``sign``.
+
+        The layers with the shortest rows come first; a row is dropped as soon as the bounds of the layers that are
+        left cannot lift it over a cut.
+
+        Args:
+            block: The block.
+            begun: What `begin` returned for it.
+            rows: Row positions, at most 4,096 at a time are efficient.
+            cuts: [Q].
+            sign: 1 for the largest, -1 for the smallest products.
+        """
+        order = sorted(self.kernels, key=lambda name: block.parts[name].fields[self._side(name)].shape[1])
+        room = begun.total[rows] * _SLACK
+        found: dict[str, Tensor] = {}
+        for number, name in enumerate(order):
+            found[name] = self._layer(block, begun, name, rows, whole=False) * sign
+            if number + 1 == len(order):
+                break
+            reach = room + sum(found.values()) + sum(begun.bounds[later][rows] for later in order[number + 1 :])
+            alive = (reach >= cuts).any(1)
+            if not bool(alive.all()):
+                rows, room = rows[alive], room[alive]
+                found = {name: product[alive] for name, product in found.items()}
+        total = torch.zeros(len(rows), self.queries, dtype=self.dtype)
+        for name in self.kernels:  # in the order of `finish`, for the same rounding
+            total += found[name]
+        return rows, total
+
+    def _side(self, name: str) -> str:
+        """Return which field of a layer `begin` leaves for later."""
+        kernel = self.kernels[name]
+        assert isinstance(kernel, (_Outer, _Flat))
+        return kernel.right_side
+
+    def _layer(self, block: Block, begun: Begun, name: str, rows: Tensor, *, whole: bool) -> Tensor:
+        """Return one layer's products of some rows; ``whole`` blocks come in pieces without gaps."""
+        kernel, part = self.kernels[name], block.parts[name]
+        assert isinstance(kernel, (_Outer, _Flat))
+        side = part.fields[kernel.right_side]
+        at: slice | Tensor = slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
+        right = side[at] if whole else side.index_select(0, rows)
+        product = kernel.right(begun.lefts[name][at], right.to(self.dtype))
+        return product if part.scale is None else product * part.scale[at].to(self.dtype)[:, None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from whence.index.products import Products
 __all__ = ["TopK", "best"]
 
 _HEAD = 256
+_PIECE = 4096
 _WORTH_GATHERING = 0.35
 
 
@@ -112,25 +113,24 @@ def best(
 
 def _pruned(state: TopK, block: Block, rows: Tensor, first: int, products: Products, sign: float) -> TopK:
     """Return the state after the rows of a block, skipping those whose bound is too small."""
-    bounds, begun = products.begin(block)  # [B, Q]
+    begun = products.begin(block)
+    bounds = begun.total.clone()  # [B, Q]
     if len(rows) < len(block):
         hidden = torch.ones(len(block), dtype=torch.bool)
         hidden[rows] = False
         bounds[hidden] = -torch.inf
-    largest = bounds.amax(1)
-    head = largest.topk(_HEAD).indices
-    state = state.update(products.finish(block, begun, head) * sign, head + first)
-    largest[head] = bounds[head] = -torch.inf
+    if not np.isfinite(state.thresholds).all():  # the most promising rows make the first thresholds
+        head = bounds.amax(1).topk(_HEAD).indices
+        state = state.update(products.finish(block, begun, head) * sign, head + first)
+        bounds[head] = -torch.inf
     alive = _reaching(bounds, state)
     if len(alive) > _WORTH_GATHERING * len(block):
         values = products.finish(block, begun, torch.arange(len(block)))[alive] * sign
         return state.update(values, alive + first)
-    alive = alive[torch.argsort(largest[alive], descending=True)]
-    size = _HEAD
-    while len(alive):
-        some, alive = alive[:size], alive[size:]
-        state = state.update(products.finish(block, begun, some) * sign, some + first)
-        alive, size = alive[_reaching(bounds[alive], state)], 2 * size
+    for some in alive.split(_PIECE):
+        cuts = torch.from_numpy(state.thresholds).to(bounds.dtype)
+        reached, values = products.finish_reaching(block, begun, some, cuts, sign)
+        state = state.update(values, reached + first)
     return state
 
 
