@@ -29,7 +29,7 @@ __all__ = ["Plan", "plan", "plan_of"]
 
 _QUERIES = 100
 _SHORT, _LONG = 1, 3
-_LARGEST_SHORT, _LARGEST_LONG = 256, 1024
+_LARGEST_SHORT, _LARGEST_LONG = 1024, 3072
 _CHUNK_COPIES = 6
 _DAMPINGS = (Relative(1.0), Relative(1e3), 1.0, 1e6)
 
@@ -88,14 +88,15 @@ def plan(config: Influence, task: Task, train: Any, queries: Any = None) -> Plan
         queries: The queries; None stands for 100.
 
     Returns:
-        Shares, seconds, passes, memory and disk. Times come from fits to one and to three chunks (at most 1,024
-        examples), taken as a constant and a part that grows with N; curvatures whose solves depend on the data may
+        Shares, seconds, passes, memory and disk. Times come from fits to one and to three chunks (at most 3,072
+        examples), taken as a constant and a part that grows with N; EK-FAC's rank, and so the time of scores, is
+        larger for few examples than for many (two to four times too much was predicted for an MLP); curvatures whose solves depend on the data may
         take more. Where the curvature of so few examples is singular or indefinite, it is timed with a larger damping.
 
     Raises:
         ConfigError, NumericalError: As `Influence.fit` would, but never for what only a part of the examples lacks.
 
-    Cost: two fits to at most 1,024 examples, and their scores.
+    Cost: two fits to at most 3,072 examples, and their scores.
 
     Example:
         >>> import whence as wh
@@ -183,7 +184,7 @@ def _planned(
     if kept == 0:  # what fits a few examples' budget does not fit all of them
         small = replace(small, stream=replace(small.stream, budget=0, _kept=[]))
     few = _some(asked, _QUERIES)
-    fewer = _part_of(small, max(1, measured // 4))
+    fewer = _part_of(small, max(1, measured // _LONG))
     before, after = _micro_run(fewer, few), _micro_run(small, few)
     grown = {}
     for name, late in after.items():
