@@ -91,7 +91,8 @@ def plan(config: Influence, task: Task, train: Any, queries: Any = None) -> Plan
         Shares, seconds, passes, memory and disk. Times come from fits to one and to three chunks (at most 3,072
         examples), taken as a constant and a part that grows with N; EK-FAC's rank, and so the time of scores, is
         larger for few examples than for many (two to four times too much was predicted for an MLP); curvatures whose
-        solves depend on the data may take more. Where the curvature of so few examples is singular or indefinite, it is timed with a larger damping.
+        solves depend on the data may take more. Where the curvature of so few examples is singular or indefinite, it
+        is timed with a larger damping.
 
     Raises:
         ConfigError, NumericalError: As `Influence.fit` would, but never for what only a part of the examples lacks.
