@@ -97,28 +97,27 @@ class Covariance:
             for factor in factors:
                 self._update_matrix(factor.tensors()["m"])
             return
-        deltas = [factor.tensors()["d"] for factor in factors]
-        for d in deltas:
-            self.outputs.add(d)
+        for factor in factors:
+            self.outputs.add(factor.tensors()["d"])
         if isinstance(first, Lookup):
             assert isinstance(self.inputs, Tensor)
-            used = first.index[_taking_part(deltas)]
+            used = first.index[_taking_part(factors)]
             self.inputs.index_add_(0, used, torch.ones_like(used, dtype=self.inputs.dtype))
             self.positions += used.numel()
         else:
-            self._update_inputs(first.a, deltas)
+            self._update_inputs(first.a, factors)
 
     def mean_inputs(self) -> Tensor:
         """Return A [I, I] averaged over positions, or its diagonal [I]."""
         total = self.inputs.total if isinstance(self.inputs, Gram) else self.inputs
         return total / (self.positions or 1)
 
-    def _update_inputs(self, a: Tensor, deltas: list[Tensor]) -> None:
+    def _update_inputs(self, a: Tensor, factors: list[Factor]) -> None:
         """Add inputs [B, T, I] of the positions that take part: padding is no part of a layer's inputs."""
         assert isinstance(self.inputs, Gram)
         taking_part = len(a)
         if a.shape[1] > 1:
-            present = _taking_part(deltas)
+            present = _taking_part(factors)
             taking_part = int(present.sum())
             a = a if taking_part == present.numel() else a * present[:, :, None]
         self.inputs.add(a)
@@ -149,6 +148,6 @@ def covariances(samples: Iterator[list[Gradients]]) -> dict[str, Covariance]:
     return sums
 
 
-def _taking_part(deltas: list[Tensor]) -> Tensor:
+def _taking_part(factors: list[Factor]) -> Tensor:
     """Return which positions have a gradient in any backward pass [B, T]."""
-    return torch.stack([(d != 0).any(-1) for d in deltas]).any(0)
+    return torch.stack([factor.active for factor in factors if not isinstance(factor, Matrix)]).any(0)

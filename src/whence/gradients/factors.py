@@ -60,13 +60,6 @@ class Outer:
         """Which positions take part in the loss: d is not exactly zero [B, T]. Padding does not."""
         return (self.d != 0).any(2)
 
-    def flat(self) -> tuple[Tensor, Tensor]:
-        """Return d [n, O] and a [n, I] of the active positions of all examples; no copy where all are active."""
-        active = self.active
-        if active.all():
-            return self.d.flatten(0, 1), self.a.flatten(0, 1)
-        return self.d[active], self.a[active]
-
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
@@ -75,6 +68,11 @@ class Lookup:
     d: Tensor  # [B, T, O]
     index: Tensor  # [B, T]
     width: int  # V
+
+    @property
+    def active(self) -> Tensor:
+        """Which positions take part in the loss [B, T]; of an index that occurs twice, the first."""
+        return (self.d != 0).any(2)
 
     def __len__(self) -> int:
         """Return the number of examples B."""
