@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = [
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+_PARTIAL = ".partial"
 
 
 def check_target(target: str | Path) -> None:
@@ -50,6 +52,22 @@ def check_target(target: str | Path) -> None:
             f"output must be a new folder or an earlier run, got {str(path)!r}, which holds other files. "
             "Choose another folder with --out."
         )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a place to write a file at, which then replaces ``path`` in one step.
+
+    The place is in a folder beside it, so that whatever a killed write leaves there (libraries write temporary
+    files of their own) goes with the next write.
+    """
+    folder = path.parent / _PARTIAL
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder / path.name
+        os.replace(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class staged:
@@ -94,9 +112,8 @@ class staged:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write ``manifest.json`` in one step: whoever reads it sees the old one or the new one."""
     text = json.dumps({"format": FORMAT, **manifest}, indent=1, allow_nan=False)
-    partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)
+    with _replacing(folder / MANIFEST) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
@@ -123,16 +140,18 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write named tensors as safetensors, with JSON-able metadata; equal contents give equal bytes.
+    """Write named tensors as safetensors, in one step, with JSON-able metadata; equal contents give equal bytes.
 
     Raises:
         OSError: The disk refuses the write.
     """
     text = None if metadata is None else {"whence": json.dumps(metadata, sort_keys=True, allow_nan=False)}
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, text)
-    except SafetensorError as error:  # its own error, also where the disk is full
-        raise OSError(str(error)) from error
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with _replacing(path) as partial:
+        try:
+            save_file(held, partial, text)
+        except SafetensorError as error:  # its own error, also where the disk is full
+            raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +39,10 @@ def write_removed(folder: Path, rows: np.ndarray) -> None:
         RunFormatError: The disk refuses the write.
     """
     path = folder / _NAME
-    partial = path.with_suffix(".partial")
     try:
         if len(rows) == 0:
             path.unlink(missing_ok=True)
             return
-        write_tensors(partial, {"rows": torch.from_numpy(rows.astype(np.int64))})
-        os.replace(partial, path)
+        write_tensors(path, {"rows": torch.from_numpy(rows.astype(np.int64))})
     except OSError as error:
         raise RunFormatError(f"{path} must be writable, got: {error.strerror or error}.") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +56,7 @@ def shard_path(folder: Path, number: int) -> Path:
 def write_shard(
     path: Path, stored: Block, ids: np.ndarray, self_scores: np.ndarray | None, about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write a shard under a temporary name and rename it; return what it says of itself.
+    """Write a shard in one step; return what it says of itself.
 
     Args:
         path: Where.
@@ -77,9 +76,7 @@ def write_shard(
         "rows": len(ids),
         "sha256": _digest(tensors),
     }
-    partial = path.with_suffix(".partial")
-    write_tensors(partial, tensors, metadata)
-    os.replace(partial, path)
+    write_tensors(path, tensors, metadata)
     return metadata
 
 

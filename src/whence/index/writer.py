@@ -135,8 +135,6 @@ class IndexWriter:
         if not self._written:
             raise DataError("an index must have at least one row, got none. Append features first.")
         folder = Path(self.folder)
-        for stale in folder.glob("*.partial"):
-            stale.unlink()
         new = tuple((int(shard["rows"]), str(shard["sha256"])) for shard in self._written)
         old = self._manifest
         if self.extends is not None:

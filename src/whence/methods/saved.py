@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass, replace
 from importlib import metadata
@@ -109,7 +108,7 @@ def write_attribution(
     )
     kept = settled(attribution, folder, writer.described)
     if kept is None:
-        _write_curvature(attribution, folder)
+        write_tensors(folder / CURVATURE, attribution.preconditioner.state()[1])
         writer.describe(extra)  # what the first run said goes with what it wrote
     attribution = kept or attribution
     append_rows(attribution, attribution.examples, writer, probe.layouts if with_features else [], self_scores,
@@ -171,14 +170,6 @@ def _extra(attribution: InfluenceAttribution, with_features: bool) -> dict[str, 
         "self_unit": _self_unit(attribution),
         "features": with_features,
     }
-
-
-def _write_curvature(attribution: InfluenceAttribution, folder: Path) -> None:
-    """Write the curvature's tensors in one step."""
-    path = folder / CURVATURE
-    partial = path.with_suffix(".partial")
-    write_tensors(partial, attribution.preconditioner.state()[1])
-    os.replace(partial, path)
 
 
 def append_rows(
