@@ -45,6 +45,10 @@ class Index:
     removed: np.ndarray
     _mapped: dict[int, Shard] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        """Return place, count and storage type."""
+        return f"Index({str(self.folder)!r}, {len(self):,} examples, {self.manifest.dtype})"
+
     def __len__(self) -> int:
         """Return the number of examples N that are not masked."""
         return self.stored - len(self.removed)

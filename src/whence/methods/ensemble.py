@@ -108,6 +108,10 @@ class EnsembleAttribution:
     examples: Examples
     folder: Path
 
+    def __repr__(self) -> str:
+        """Return the counts."""
+        return f"EnsembleAttribution({len(self)} members, {len(self.examples):,} examples)"
+
     def __len__(self) -> int:
         """Return the number of members M."""
         return len(self.tasks)

@@ -140,6 +140,11 @@ class InfluenceAttribution:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_versions", self._tensor_versions())
 
+    def __repr__(self) -> str:
+        """Return curvature and counts."""
+        curvature = type(self.config.curvature).__name__
+        return f"InfluenceAttribution({curvature}, {len(self.examples):,} examples, {self.coverage.counted})"
+
     @property
     def ids(self) -> np.ndarray:
         """Ids of the training examples [N]."""

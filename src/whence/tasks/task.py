@@ -64,6 +64,12 @@ class Task:
         if self.measurement is not None:
             object.__setattr__(self, "measurement", _resolve(self.measurement, "measurement"))
 
+    def __repr__(self) -> str:
+        """Return the model's class and the settings that are not the defaults."""
+        more = {"measurement": self.measurement, "weight_decay": self.weight_decay, "outputs": self.outputs}
+        told = "".join(f", {name}={value!r}" for name, value in more.items() if value)
+        return f"Task({type(self.model).__name__}, {self.loss!r}{told})"
+
     @property
     def unit(self) -> str | None:
         """Unit of the measurement, where it is known."""

@@ -47,6 +47,16 @@ class Coverage:
     trainable: int
     missed: tuple[tuple[str, int], ...]
 
+    def __repr__(self) -> str:
+        """Return the counts."""
+        return f"Coverage({self.counted})"
+
+    @property
+    def counted(self) -> str:
+        """The counts as text."""
+        number = len(self.layers)
+        return f"{self.attributed:,} of {self.trainable:,} parameters in {number:,} layer{'' if number == 1 else 's'}"
+
     @property
     def share(self) -> float:
         """Share of the trainable parameters that are attributed."""

@@ -29,6 +29,11 @@ class Layer:
     slot: Slot
     uses: tuple[tuple[Source, Slot], ...]
 
+    def __repr__(self) -> str:
+        """Return name and shape."""
+        out, inp = self.shape
+        return f"Layer({self.name!r}, {out} × {inp}{'' if self.uses else ', by torch.func'})"
+
     @property
     def shape(self) -> tuple[int, int]:
         """Return (O, I)."""
