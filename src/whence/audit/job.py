@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,24 +11,16 @@ import pandas as pd
 import torch
 from torch import nn
 
+from whence.audit.cards import Finished, run_card
 from whence.audit.members import Fits, OnStage, fit_members, held_out_accuracy, predict
 from whence.curvature import EKFAC, KFAC, Curvature, Exact, Identity, Relative
 from whence.data import Examples, LabelledData, as_examples
 from whence.errors import ConfigError, DataError, WhenceError
 from whence.methods import Influence, InfluenceAttribution
-from whence.report import (
-    MethodCard,
-    ModelCard,
-    Notice,
-    ReportLimits,
-    RunCard,
-    SecondsCard,
-    SuspicionCard,
-    summarise,
-)
+from whence.report import ReportLimits, SecondsCard, summarise
 from whence.tasks import Task
 from whence.tasks.defaults import Default, default_for
-from whence.uses.label_errors import SIGNALS, Members, find_label_errors
+from whence.uses.label_errors import Members, find_label_errors
 
 __all__ = ["METHODS", "Audit", "UserModel", "audit", "train_rows_of"]
 
@@ -40,8 +30,6 @@ METHODS: dict[str, Curvature] = {
     "exact": Exact(damping=Relative(0.1)),
     "identity": Identity(),
 }
-_FAR_FROM_STATIONARY = 0.3
-_TINY_CLASS = 10
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,6 +119,69 @@ def audit(  # noqa: PLR0913 - the settings of the main job
     Cost: two fits of the embedded default (a third, on four fifths of the rows, reports held-out accuracy), one
     influence fit, and scores of the suspects.
     """
+    _check(method, model, reference)
+    clock = _Clock()
+    job = _prepare(data, model, seed, on_stage)
+    prepared = clock.lap()
+    judged = _judge(job)
+    trained = clock.lap()
+    attribution = _attribute(job, judged, method)
+    suspects = _suspects(job, judged, attribution, reference)
+    scored = clock.lap()
+    found = Finished(
+        data=data,
+        model=_named(job),
+        method=method,
+        attribution=attribution,
+        logits=judged.logits,
+        held_out=judged.held_out,
+        suspects=suspects,
+        seconds=SecondsCard(read=prepared, train=trained, score=scored, total=prepared + trained + scored),
+    )
+    summary = summarise(data, suspects, run_card(found, version), evidence=_evidence(suspects), limits=limits)
+    return Audit(
+        data=data,
+        suspects=suspects,
+        summary=summary,
+        attribution=attribution,
+        default=job.default,
+        fits=judged.fits,
+        layers=job.layers,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """What is audited: the rows as the network takes them, and the network to be (the default) or a user's."""
+
+    data: LabelledData
+    model: UserModel | None
+    default: Default | None
+    inputs: Any
+    examples: Examples
+    train_rows: np.ndarray | None
+    seed: int
+    on_stage: OnStage | None
+
+    @property
+    def layers(self) -> str | None:
+        """Which layers are attributed."""
+        return None if self.default is None or self.data.kind != "image" else "last"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Judged:
+    """The trained model that is explained, and what it says of every row."""
+
+    task: Task
+    logits: np.ndarray
+    held_out: float | None
+    fits: Fits | None
+
+
+def _check(method: str, model: UserModel | None, reference: LabelledData | None) -> None:
+    """Raise unless the settings fit each other."""
     if method not in METHODS:
         raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     if reference is not None and model is not None:
@@ -138,68 +189,81 @@ def audit(  # noqa: PLR0913 - the settings of the main job
             "reference rows of a file must go with the embedded default, got a model of your own. Mark reference rows "
             "by a column of the data instead."
         )
-    clock = _Clock()
+
+
+def _prepare(data: LabelledData, model: UserModel | None, seed: int, on_stage: OnStage | None) -> _Job:
+    """Return the rows as examples of the network."""
     default = default_for(data, seed=seed) if model is None else None
     inputs = _inputs(default, model, data)
-    examples = as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids)
-    train_rows = train_rows_of(data)
-    layers = None if default is None or data.kind != "image" else "last"
-    fits: Fits | None = None
-    prepared = clock.lap()
-    if default is not None:
-        fits = fit_members(
-            examples,
-            default.recipe,
-            refit=default.refit,
-            counts=default.counts,
-            train_rows=train_rows,
-            seed=seed,
-            on_stage=on_stage,
-        )
-        task, logits = default.recipe.task(fits.model), fits.logits
-        held_out = _held_out(data, examples, default, logits, train_rows, seed, on_stage)
-    else:
-        assert model is not None
-        task = Task(model.model, "cross_entropy")
-        logits, held_out = _user_logits(task, examples, data), None
-    trained = clock.lap()
-    training = examples if train_rows is None else examples.select(train_rows)
-    if on_stage:
-        on_stage(f"tracing influence ({method})", 0)
-    attribution = Influence(curvature=_curvature(method, default), layers=layers, seed=seed).fit(task, training)
-    source: Any = attribution
-    if fits is not None:
-        shown = attribution if train_rows is None else None
-        source = Members(
-            logits=fits.logits, refit_logits=fits.refit_logits, judges=fits.judges, attribution=shown
-        )
-    elif train_rows is not None:  # the attribution covers the training rows, the list all rows
-        source = torch.from_numpy(logits).softmax(1)
-    trusted = None if reference is None or default is None else _trusted(reference, data, default)
-    suspects = find_label_errors(source, data=data, embeddings=_neighbour_features(inputs, task), reference=trusted)
-    scored = clock.lap()
-    run = RunCard(
-        whence=version,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        model=_model_card(task, default, model, logits, data, held_out, trained),
-        method=_method_card(attribution, method, scored),
-        suspicion=_suspicion(suspects),
-        seconds=SecondsCard(read=prepared, train=trained, score=scored, total=prepared + trained + scored),
-        warnings=tuple(_notices(suspects, data, logits, held_out)),
-    )
-    pairs = zip(suspects["id"], suspects["evidence"], suspects["evidence_scores"], strict=True)
-    evidence = {str(id_): list(zip(ids, scores, strict=True)) for id_, ids, scores in pairs}
-    summary = summarise(data, suspects, run, evidence=evidence, limits=limits)
-    return Audit(
+    return _Job(
         data=data,
-        suspects=suspects,
-        summary=summary,
-        attribution=attribution,
+        model=model,
         default=default,
-        fits=fits,
-        layers=layers,
+        inputs=inputs,
+        examples=as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids),
+        train_rows=train_rows_of(data),
         seed=seed,
+        on_stage=on_stage,
     )
+
+
+def _judge(job: _Job) -> _Judged:
+    """Train the embedded default, twice, or take the user's model as it is."""
+    default = job.default
+    if default is None:
+        assert job.model is not None
+        task = Task(job.model.model, "cross_entropy")
+        return _Judged(task=task, logits=_user_logits(task, job.examples, job.data), held_out=None, fits=None)
+    fits = fit_members(
+        job.examples,
+        default.recipe,
+        refit=default.refit,
+        counts=default.counts,
+        train_rows=job.train_rows,
+        seed=job.seed,
+        on_stage=job.on_stage,
+    )
+    held_out = _held_out(job, default, fits.logits)
+    return _Judged(task=default.recipe.task(fits.model), logits=fits.logits, held_out=held_out, fits=fits)
+
+
+def _attribute(job: _Job, judged: _Judged, method: str) -> InfluenceAttribution:
+    """Fit influence to the training rows."""
+    training = job.examples if job.train_rows is None else job.examples.select(job.train_rows)
+    if job.on_stage:
+        job.on_stage(f"tracing influence ({method})", 0)
+    config = Influence(curvature=_curvature(method, job.default), layers=job.layers, seed=job.seed)
+    return config.fit(judged.task, training)
+
+
+def _suspects(
+    job: _Job, judged: _Judged, attribution: InfluenceAttribution, reference: LabelledData | None
+) -> pd.DataFrame:
+    """Rank the rows by what the models and the attribution say."""
+    source: Any = attribution
+    if judged.fits is not None:
+        fits = judged.fits
+        shown = attribution if job.train_rows is None else None
+        source = Members(logits=fits.logits, refit_logits=fits.refit_logits, judges=fits.judges, attribution=shown)
+    elif job.train_rows is not None:  # the attribution covers the training rows, the list all rows
+        source = torch.from_numpy(judged.logits).softmax(1)
+    trusted = None if reference is None or job.default is None else _trusted(reference, job.data, job.default)
+    features = _neighbour_features(job.inputs, judged.task)
+    return find_label_errors(source, data=job.data, embeddings=features, reference=trusted)
+
+
+def _evidence(suspects: pd.DataFrame) -> dict[str, list[tuple[str, float]]]:
+    """Return the evidence of every row with its scores, by id."""
+    pairs = zip(suspects["id"], suspects["evidence"], suspects["evidence_scores"], strict=True)
+    return {str(id_): list(zip(ids, scores, strict=True)) for id_, ids, scores in pairs}
+
+
+def _named(job: _Job) -> tuple[str, str]:
+    """Return the model's name and description."""
+    if job.default is not None:
+        return job.default.name, job.default.description
+    assert job.model is not None
+    return job.model.name, "A model that you brought."
 
 
 def _curvature(method: str, default: Default | None) -> Curvature:
@@ -219,20 +283,12 @@ def train_rows_of(data: LabelledData) -> np.ndarray | None:
     return np.flatnonzero(train) if train.any() and not train.all() else None
 
 
-def _held_out(
-    data: LabelledData,
-    examples: Examples,
-    default: Default,
-    logits: np.ndarray,
-    train_rows: np.ndarray | None,
-    seed: int,
-    on_stage: OnStage | None,
-) -> float | None:
+def _held_out(job: _Job, default: Default, logits: np.ndarray) -> float | None:
     """Return accuracy on rows that were not trained on: the other splits, or a fifth that is left out once more."""
-    if train_rows is None:
-        return held_out_accuracy(examples, default.recipe, seed=seed, on_stage=on_stage)
-    other = np.setdiff1d(np.arange(len(data)), train_rows)
-    return float((logits[other].argmax(1) == data.labels[other]).mean())
+    if job.train_rows is None:
+        return held_out_accuracy(job.examples, default.recipe, seed=job.seed, on_stage=job.on_stage)
+    other = np.setdiff1d(np.arange(len(job.data)), job.train_rows)
+    return float((logits[other].argmax(1) == job.data.labels[other]).mean())
 
 
 def _inputs(default: Default | None, model: UserModel | None, data: LabelledData) -> Any:
@@ -283,90 +339,3 @@ def _neighbour_features(inputs: Any, task: Task) -> Any:
         return inputs.flatten(1).numpy()
     with task.evaluating(), torch.no_grad():
         return torch.cat([features(part.to(task.device, task.dtype)).cpu() for part in inputs.split(1024)]).numpy()
-
-
-def _model_card(
-    task: Task,
-    default: Default | None,
-    model: UserModel | None,
-    logits: np.ndarray,
-    data: LabelledData,
-    held_out: float | None,
-    seconds: float,
-) -> ModelCard:
-    """Say which model judged."""
-    counts = np.bincount(data.labels)
-    return ModelCard(
-        name=default.name if default is not None else model.name if model is not None else "model",
-        description=default.description if default is not None else "A model that you brought.",
-        parameters=sum(p.numel() for p in task.model.parameters()),
-        held_out_accuracy=held_out,
-        majority_accuracy=float(counts.max() / counts.sum()),
-        training_accuracy=float((logits.argmax(1) == data.labels).mean()),
-        seconds=seconds,
-    )
-
-
-def _method_card(attribution: InfluenceAttribution, method: str, seconds: float) -> MethodCard:
-    """Say how influence was computed."""
-    return MethodCard(
-        name=f"influence, {method}",
-        description="Predicted change of a row's loss if a training row is removed and the model trained again.",
-        unit=None if method == "identity" else "nats",
-        attributed_share=attribution.coverage.share,
-        seconds=seconds,
-        signals=SIGNALS,
-    )
-
-
-def _suspicion(suspects: pd.DataFrame) -> SuspicionCard:
-    """Return threshold and noise of a list of suspects."""
-    diagnosis = suspects.attrs["diagnosis"]
-    low, high = diagnosis["noise_interval"]
-    return SuspicionCard(
-        threshold=diagnosis["threshold"], noise_rate=diagnosis["noise_rate"], noise_interval=(low, high)
-    )
-
-
-def _notices(
-    suspects: pd.DataFrame, data: LabelledData, logits: np.ndarray, held_out: float | None
-) -> Sequence[Notice]:
-    """Return what a reader must know before trusting the list."""
-    diagnosis = suspects.attrs["diagnosis"]
-    notices = []
-    fitted = float((logits.argmax(1) == data.labels).mean())
-    if fitted >= 0.995 and (held_out is None or held_out < fitted - 0.03):
-        notices.append(
-            Notice(
-                title="The model has memorised the labels.",
-                text=f"It gives {fitted:.1%} of its training rows their given label, wrong ones included, so its loss "
-                "says little. Self-influence and neighbours still separate; out-of-sample predictions would be better.",
-            )
-        )
-    if diagnosis.get("gradient_norm", 0.0) > _FAR_FROM_STATIONARY:
-        notices.append(
-            Notice(
-                title="The model is far from a stationary point.",
-                text=f"The mean training gradient has {diagnosis['gradient_norm']:.0%} of the norm of a single one. "
-                "Influence then predicts a further step of training rather than training again.",
-            )
-        )
-    counts = np.bincount(data.labels, minlength=len(data.classes))
-    majority = float(counts.max() / counts.sum())
-    if held_out is not None and held_out < majority + 0.02:
-        notices.append(
-            Notice(
-                title="The model learned little.",
-                text=f"It labels {held_out:.1%} of new rows as given, no better than always answering the most "
-                f"frequent class ({majority:.1%}). Its suspicions are close to guesses: bring a better model.",
-            )
-        )
-    rare = [name for name, count in zip(data.classes, counts.tolist(), strict=True) if 0 < count < _TINY_CLASS]
-    if rare:
-        notices.append(
-            Notice(
-                title=f"{len(rare)} of {len(data.classes)} classes have fewer than {_TINY_CLASS} rows.",
-                text=f"Suspicion is unreliable there: {', '.join(rare[:10])}.",
-            )
-        )
-    return notices

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -15,11 +14,12 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from whence.data import Examples, LabelledData
+from whence.data import LabelledData
 from whence.errors import ConfigError, DataError
-from whence.uses.checks import check_embeddings, check_labels, check_logits, check_probabilities, check_reference
+from whence.uses.checks import check_embeddings, check_labels, check_logits, check_probabilities
 from whence.uses.duplicates import Duplicates, find_duplicates
 from whence.uses.noise_rate import NoiseEstimate, estimate_noise
+from whence.uses.traced import Attribution, evidence_of, influence_signals, trusted_rows
 
 __all__ = ["SIGNALS", "Members", "find_label_errors"]
 
@@ -37,26 +37,9 @@ SIGNALS = {
     "neighbour_disagreement": "share of the row's nearest rows that carry another label",
 }
 _NEIGHBOURS = 20
-_REFERENCE_PER_CLASS = 50
 _EVIDENCE_ROWS = 1_050
-_QUERY_BLOCK = 256
 _TINY = 1e-12
 _MOST_OUTPUTS = 20
-
-
-@runtime_checkable
-class Attribution(Protocol):
-    """What is needed of an attribution: any method's that offers these."""
-
-    @property
-    def examples(self) -> Any:
-        """Training examples with ids and targets."""
-
-    def scores(self, queries: Any) -> Any:
-        """Return scores [Q, N] with ids."""
-
-    def self_scores(self) -> Any:
-        """Return self-influence [N]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,41 +129,20 @@ def find_label_errors(
     embeddings = None if embeddings is None else check_embeddings(embeddings, len(given))
     judgement = _judge(source, given, embeddings)
     q = judgement.probabilities
-    if q.shape[0] != len(given) or not np.isfinite(q).all():
-        raise DataError(f"probabilities must be finite [N, C] for {len(given)} labels, got shape {q.shape}.")
-    if q.shape[1] < max(2, int(given.max()) + 1):
-        raise DataError(f"probabilities must have a column a class ({int(given.max()) + 1}), got {q.shape[1]}.")
-    if q.shape[1] != len(names):
-        names = names if len(names) > q.shape[1] else tuple(str(c) for c in range(q.shape[1]))
-    rows = np.arange(len(given))
-    others = q.copy()
-    others[rows, given] = -1.0
-    own = q[rows, given]
-    signals = {"given_probability": own, "margin": own - others.max(1), **judgement.signals}
+    _check_columns(q, given)
+    names = names if len(names) >= q.shape[1] else tuple(str(c) for c in range(q.shape[1]))
+    signals = _signals(judgement, given)
     if embeddings is not None:
         signals["neighbour_disagreement"] = _disagreement(embeddings, given)
     if attribution is not None:
-        if isinstance(source, Members) and q.shape[1] <= _MOST_OUTPUTS and hasattr(attribution, "leave_one_out"):
-            signals["leave_one_out_loss"] = attribution.leave_one_out().losses
-        signals["self_influence"] = np.asarray(attribution.self_scores())
-        trusted = _reference(reference, data, attribution, own, given)
-        signals["class_influence"] = _class_influence(attribution, trusted)
+        held = isinstance(source, Members) and q.shape[1] <= _MOST_OUTPUTS
+        trusted = trusted_rows(reference, data, attribution, signals["given_probability"], given)
+        signals.update(influence_signals(attribution, trusted, leave_one_out=held))
     noise = estimate_noise(judgement.logits, given)
-    order = np.lexsort((rows, -(1 - own)))
-    rank = np.empty(len(given), dtype=np.int64)
-    rank[order] = np.arange(1, len(given) + 1)
-    frame = pd.DataFrame(
-        {
-            "id": ids,
-            "label": np.array(names, dtype=object)[given],
-            "suggested_label": np.array(names, dtype=object)[others.argmax(1)],
-            "suspicion": 1 - own,
-            "rank": rank,
-            "is_suspect": rank <= noise.count,
-            **signals,
-        }
-    )
-    found = _evidence(attribution, order[: min(_EVIDENCE_ROWS, noise.count + 50)], evidence)
+    frame = _ranked(ids, np.array(names, dtype=object), given, q, noise.count)
+    frame = frame.assign(**signals)
+    first = np.argsort(frame["rank"].to_numpy())[: min(_EVIDENCE_ROWS, noise.count + 50)]
+    found = evidence_of(attribution, first, evidence)
     frame["evidence"] = [[other for other, _ in found.get(str(id_), [])] for id_ in ids]
     frame["evidence_scores"] = [[score for _, score in found.get(str(id_), [])] for id_ in ids]
     copies = _duplicates(data, embeddings, given, ids)
@@ -206,6 +168,14 @@ def _labels(
     ids = attribution.examples.ids if attribution is not None else np.arange(len(given))
     names = tuple(str(c) for c in range(int(given.max()) + 1))
     return given, np.array([str(id_) for id_ in ids.tolist()], dtype=object), names
+
+
+def _check_columns(q: Array, given: Array) -> None:
+    """Raise unless there is a finite probability for every row and class."""
+    if q.shape[0] != len(given) or not np.isfinite(q).all():
+        raise DataError(f"probabilities must be finite [N, C] for {len(given)} labels, got shape {q.shape}.")
+    if q.shape[1] < max(2, int(given.max()) + 1):
+        raise DataError(f"probabilities must have a column a class ({int(given.max()) + 1}), got {q.shape[1]}.")
 
 
 def _judge(source: Any, given: Array, embeddings: Any) -> _Judgement:
@@ -245,6 +215,38 @@ def _judge_attribution(attribution: Any) -> _Judgement:
     signals = {"loss": held.fitted_losses, "leave_one_out_loss": held.losses, "leverage": held.leverage}
     probabilities = _softmax(logits if held.leverage.mean() <= 0.5 else fitted)
     return _Judgement(probabilities, logits if held.leverage.mean() <= 0.5 else fitted, signals)
+
+
+def _signals(judgement: _Judgement, given: Array) -> dict[str, Array]:
+    """Return what the probabilities say of every row, and the judges' own signals."""
+    q = judgement.probabilities
+    own = q[np.arange(len(given)), given]
+    return {"given_probability": own, "margin": own - _others(q, given).max(1), **judgement.signals}
+
+
+def _others(q: Array, given: Array) -> Array:
+    """Return the probabilities with −1 for the given label."""
+    others = q.copy()
+    others[np.arange(len(given)), given] = -1.0
+    return others
+
+
+def _ranked(ids: Array, names: Array, given: Array, q: Array, suspects: int) -> pd.DataFrame:
+    """Return the rows with their suspicion and rank; ties are broken by position."""
+    rows = np.arange(len(given))
+    suspicion = 1 - q[rows, given]
+    rank = np.empty(len(given), dtype=np.int64)
+    rank[np.lexsort((rows, -suspicion))] = rows + 1
+    return pd.DataFrame(
+        {
+            "id": ids,
+            "label": names[given],
+            "suggested_label": names[_others(q, given).argmax(1)],
+            "suspicion": suspicion,
+            "rank": rank,
+            "is_suspect": rank <= suspects,
+        }
+    )
 
 
 def _two_columns(logits: Array) -> Array:
@@ -290,59 +292,6 @@ def _disagreement(embeddings: Any, given: Array) -> Array:
     other = near != np.arange(len(given))[:, None]
     differs = (given[near] != given[:, None]) & other
     return np.asarray(differs.sum(1) / np.maximum(1, other.sum(1)))
-
-
-def _reference(
-    reference: Any, data: LabelledData | None, attribution: Attribution, own: Array, given: Array
-) -> Examples:
-    """Return examples taken to be right: the user's, else the most consistently fitted rows of each class."""
-    if isinstance(reference, Examples):
-        return reference
-    own_examples: Examples = attribution.examples
-    if reference is None and data is not None and data.reference is not None:
-        reference = data.reference
-    if reference is not None:
-        return own_examples.select(check_reference(reference, len(given)))
-    best = [np.flatnonzero(given == c) for c in np.unique(given)]
-    kept = [rows[np.argsort(-own[rows], kind="stable")[:_REFERENCE_PER_CLASS]] for rows in best]
-    return own_examples.select(np.concatenate(kept))
-
-
-def _class_influence(attribution: Attribution, trusted: Examples) -> Array:
-    """Return min over classes of the mean score on that class's reference rows [N] (Nguyen-Duc et al. 2023)."""
-    if trusted.targets is None:
-        raise ConfigError("reference examples must have labels, got none. Pass (inputs, labels).")
-    labels = trusted.targets.cpu().numpy().reshape(-1)
-    lowest: Array | None = None
-    for c in np.unique(labels):
-        scores = attribution.scores(trusted.select(np.flatnonzero(labels == c))).values
-        mean = scores.mean(0).double().cpu().numpy()
-        lowest = mean if lowest is None else np.minimum(lowest, mean)
-    assert lowest is not None
-    return lowest
-
-
-def _evidence(attribution: Attribution | None, rows: Array, count: int) -> dict[str, list[list[Any]]]:
-    """Return, for the rows at these positions, the most opposing rows as [id, score], most opposing first."""
-    found: dict[str, list[list[Any]]] = {}
-    if attribution is None or count == 0:
-        return found
-    for block in _blocks(rows, _QUERY_BLOCK):
-        scores = attribution.scores(attribution.examples.select(block))
-        values = scores.values.double().cpu()
-        values[torch.arange(len(block)), torch.from_numpy(block)] = float("inf")
-        lowest, places = values.topk(min(count, values.shape[1] - 1), dim=1, largest=False)
-        for query, scored, where in zip(scores.query_ids.tolist(), lowest.tolist(), places.tolist(), strict=True):
-            found[str(query)] = [
-                [str(scores.ids[place]), score] for place, score in zip(where, scored, strict=True) if score < 0
-            ]
-    return found
-
-
-def _blocks(rows: Array, size: int) -> Iterator[Array]:
-    """Yield the positions, some at a time."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 def _duplicates(data: LabelledData | None, embeddings: Any, given: Array, ids: Array) -> Duplicates | None:

@@ -1,0 +1,137 @@
+"""What a run says of itself: model, method, times, and what a reader must know before trusting the list."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from whence.data import LabelledData
+from whence.methods import InfluenceAttribution
+from whence.report import MethodCard, ModelCard, Notice, RunCard, SecondsCard, SuspicionCard
+from whence.uses.label_errors import SIGNALS
+
+__all__ = ["Finished", "run_card"]
+
+_FAR_FROM_STATIONARY = 0.3
+_TINY_CLASS = 10
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finished:
+    """What an audit found.
+
+    Args:
+        data: What was audited.
+        model: Name and description of the model.
+        method: Name of the curvature.
+        attribution: Influence of the training rows.
+        logits: What the model gives for every row [N, C].
+        held_out: Accuracy on rows that were not trained on, where it was measured.
+        suspects: As `find_label_errors` returns it.
+        seconds: Times of the stages.
+    """
+
+    data: LabelledData
+    model: tuple[str, str]
+    method: str
+    attribution: InfluenceAttribution
+    logits: np.ndarray
+    held_out: float | None
+    suspects: pd.DataFrame
+    seconds: SecondsCard
+
+
+def run_card(found: Finished, version: str) -> RunCard:
+    """Return everything about a run that is not a row of data."""
+    return RunCard(
+        whence=version,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        model=_model_card(found),
+        method=_method_card(found),
+        suspicion=_suspicion(found.suspects),
+        seconds=found.seconds,
+        warnings=tuple(_notices(found.suspects, found.data, found.logits, found.held_out)),
+    )
+
+
+def _model_card(found: Finished) -> ModelCard:
+    """Say which model judged."""
+    data, counts = found.data, np.bincount(found.data.labels)
+    return ModelCard(
+        name=found.model[0],
+        description=found.model[1],
+        parameters=sum(p.numel() for p in found.attribution.task.model.parameters()),
+        held_out_accuracy=found.held_out,
+        majority_accuracy=float(counts.max() / counts.sum()),
+        training_accuracy=float((found.logits.argmax(1) == data.labels).mean()),
+        seconds=found.seconds.train,
+    )
+
+
+def _method_card(found: Finished) -> MethodCard:
+    """Say how influence was computed."""
+    return MethodCard(
+        name=f"influence, {found.method}",
+        description="Predicted change of a row's loss if a training row is removed and the model trained again.",
+        unit=None if found.method == "identity" else "nats",
+        attributed_share=found.attribution.coverage.share,
+        seconds=found.seconds.score,
+        signals=SIGNALS,
+    )
+
+
+def _suspicion(suspects: pd.DataFrame) -> SuspicionCard:
+    """Return threshold and noise of a list of suspects."""
+    diagnosis = suspects.attrs["diagnosis"]
+    low, high = diagnosis["noise_interval"]
+    return SuspicionCard(
+        threshold=diagnosis["threshold"], noise_rate=diagnosis["noise_rate"], noise_interval=(low, high)
+    )
+
+
+def _notices(
+    suspects: pd.DataFrame, data: LabelledData, logits: np.ndarray, held_out: float | None
+) -> Sequence[Notice]:
+    """Return what a reader must know before trusting the list."""
+    diagnosis = suspects.attrs["diagnosis"]
+    notices = []
+    fitted = float((logits.argmax(1) == data.labels).mean())
+    if fitted >= 0.995 and (held_out is None or held_out < fitted - 0.03):
+        notices.append(
+            Notice(
+                title="The model has memorised the labels.",
+                text=f"It gives {fitted:.1%} of its training rows their given label, wrong ones included, so its loss "
+                "says little. Self-influence and neighbours still separate; out-of-sample predictions would be better.",
+            )
+        )
+    if diagnosis.get("gradient_norm", 0.0) > _FAR_FROM_STATIONARY:
+        notices.append(
+            Notice(
+                title="The model is far from a stationary point.",
+                text=f"The mean training gradient has {diagnosis['gradient_norm']:.0%} of the norm of a single one. "
+                "Influence then predicts a further step of training rather than training again.",
+            )
+        )
+    counts = np.bincount(data.labels, minlength=len(data.classes))
+    majority = float(counts.max() / counts.sum())
+    if held_out is not None and held_out < majority + 0.02:
+        notices.append(
+            Notice(
+                title="The model learned little.",
+                text=f"It labels {held_out:.1%} of new rows as given, no better than always answering the most "
+                f"frequent class ({majority:.1%}). Its suspicions are close to guesses: bring a better model.",
+            )
+        )
+    rare = [name for name, count in zip(data.classes, counts.tolist(), strict=True) if 0 < count < _TINY_CLASS]
+    if rare:
+        notices.append(
+            Notice(
+                title=f"{len(rare)} of {len(data.classes)} classes have fewer than {_TINY_CLASS} rows.",
+                text=f"Suspicion is unreliable there: {', '.join(rare[:10])}.",
+            )
+        )
+    return notices

@@ -1,0 +1,98 @@
+"""What an attribution says of rows: how much each explains itself, whom it harms, and what argues against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+
+from whence.data import Examples, LabelledData
+from whence.errors import ConfigError
+from whence.uses.checks import check_reference
+
+__all__ = ["Attribution", "evidence_of", "influence_signals", "trusted_rows"]
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+_REFERENCE_PER_CLASS = 50
+_QUERY_BLOCK = 256
+
+
+@runtime_checkable
+class Attribution(Protocol):
+    """What is needed of an attribution: any method's that offers these."""
+
+    @property
+    def examples(self) -> Any:
+        """Training examples with ids and targets."""
+
+    def scores(self, queries: Any) -> Any:
+        """Return scores [Q, N] with ids."""
+
+    def self_scores(self) -> Any:
+        """Return self-influence [N]."""
+
+
+def influence_signals(attribution: Any, trusted: Examples, *, leave_one_out: bool) -> dict[str, Array]:
+    """Return what an attribution says of every row."""
+    signals: dict[str, Array] = {}
+    if leave_one_out and hasattr(attribution, "leave_one_out"):
+        signals["leave_one_out_loss"] = attribution.leave_one_out().losses
+    signals["self_influence"] = np.asarray(attribution.self_scores())
+    signals["class_influence"] = _class_influence(attribution, trusted)
+    return signals
+
+
+def trusted_rows(
+    reference: Any, data: LabelledData | None, attribution: Attribution, own: Array, given: Array
+) -> Examples:
+    """Return examples taken to be right: the user's, else the most consistently fitted rows of each class."""
+    if isinstance(reference, Examples):
+        return reference
+    own_examples: Examples = attribution.examples
+    if reference is None and data is not None and data.reference is not None:
+        reference = data.reference
+    if reference is not None:
+        return own_examples.select(check_reference(reference, len(given)))
+    best = [np.flatnonzero(given == c) for c in np.unique(given)]
+    kept = [rows[np.argsort(-own[rows], kind="stable")[:_REFERENCE_PER_CLASS]] for rows in best]
+    return own_examples.select(np.concatenate(kept))
+
+
+def _class_influence(attribution: Attribution, trusted: Examples) -> Array:
+    """Return min over classes of the mean score on that class's reference rows [N] (Nguyen-Duc et al. 2023)."""
+    if trusted.targets is None:
+        raise ConfigError("reference examples must have labels, got none. Pass (inputs, labels).")
+    labels = trusted.targets.cpu().numpy().reshape(-1)
+    lowest: Array | None = None
+    for c in np.unique(labels):
+        scores = attribution.scores(trusted.select(np.flatnonzero(labels == c))).values
+        mean = scores.mean(0).double().cpu().numpy()
+        lowest = mean if lowest is None else np.minimum(lowest, mean)
+    assert lowest is not None
+    return lowest
+
+
+def evidence_of(attribution: Attribution | None, rows: Array, count: int) -> dict[str, list[list[Any]]]:
+    """Return, for the rows at these positions, the most opposing rows as [id, score], most opposing first."""
+    found: dict[str, list[list[Any]]] = {}
+    if attribution is None or count == 0:
+        return found
+    for block in _blocks(rows, _QUERY_BLOCK):
+        scores = attribution.scores(attribution.examples.select(block))
+        values = scores.values.double().cpu()
+        values[torch.arange(len(block)), torch.from_numpy(block)] = float("inf")
+        lowest, places = values.topk(min(count, values.shape[1] - 1), dim=1, largest=False)
+        for query, scored, where in zip(scores.query_ids.tolist(), lowest.tolist(), places.tolist(), strict=True):
+            found[str(query)] = [
+                [str(scores.ids[place]), score] for place, score in zip(where, scored, strict=True) if score < 0
+            ]
+    return found
+
+
+def _blocks(rows: Array, size: int) -> Iterator[Array]:
+    """Yield the positions, some at a time."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
