@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from whence import __version__
-from whence.audit import METHODS, audit, write_run
+from whence.audit import audit, write_run
 from whence.cli.console import Stages, plain
+from whence.cli.options import Data, Drop, IdColumn, Image, Label, Method, Model, Quiet, Seed, Split, Text, Weights
 from whence.cli.usermodel import load_user_model
 from whence.data import LabelledData, ReadOptions, read, read_like
 from whence.errors import DataError
@@ -26,21 +27,21 @@ _SHOWN = 10
 
 
 def audit_command(
-    data: Annotated[str, typer.Argument(help="csv, tsv, parquet, jsonl, npz, a folder of images by class, ...")],
-    label: Annotated[str | None, typer.Option(help="Column with the labels.")] = None,
-    text: Annotated[str | None, typer.Option(help="Text column, or several joined with commas.")] = None,
-    image: Annotated[str | None, typer.Option(help="Image column.")] = None,
-    id_column: Annotated[str | None, typer.Option("--id", help="Column whose values name the rows.")] = None,
-    split: Annotated[str | None, typer.Option(help="Column that tells train from test.")] = None,
+    data: Data,
+    label: Label = None,
+    text: Text = None,
+    image: Image = None,
+    id_column: IdColumn = None,
+    split: Split = None,
     reference: Annotated[str | None, typer.Option(help="Column marking rows you vouch for, or a file of them.")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat for more.")] = None,
-    model: Annotated[str | None, typer.Option(help="Your own model: FILE.py:FUNC, called with the data.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Its weights: safetensors, or a state dict.")] = None,
-    method: Annotated[str, typer.Option(help=f"Curvature for influence: {', '.join(METHODS)}.")] = "ekfac",
+    drop: Drop = None,
+    model: Model = None,
+    weights: Weights = None,
+    method: Method = "ekfac",
     out: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("whence-run"),
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON summary.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find the rows of DATA that are probably mislabelled, and write a run folder with a report.
 

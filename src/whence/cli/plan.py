@@ -14,9 +14,9 @@ from rich.table import Table
 
 from whence.audit import METHODS, train_rows_of
 from whence.cli.console import Stages, plain
+from whence.cli.options import Data, Drop, IdColumn, Image, Label, Method, Model, Quiet, Seed, Split, Text, Weights
 from whence.cli.usermodel import load_user_model
 from whence.data import LabelledData, ReadOptions, as_examples, read
-from whence.errors import ConfigError
 from whence.methods import Influence, Plan, plan
 from whence.tasks import Task
 from whence.tasks.defaults import default_for
@@ -25,26 +25,24 @@ __all__ = ["plan_command"]
 
 
 def plan_command(
-    data: Annotated[str, typer.Argument(help="csv, tsv, parquet, jsonl, npz, a folder of images by class, ...")],
-    label: Annotated[str | None, typer.Option(help="Column with the labels.")] = None,
-    text: Annotated[str | None, typer.Option(help="Text column, or several joined with commas.")] = None,
-    image: Annotated[str | None, typer.Option(help="Image column.")] = None,
-    id_column: Annotated[str | None, typer.Option("--id", help="Column whose values name the rows.")] = None,
-    split: Annotated[str | None, typer.Option(help="Column that tells train from test.")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat for more.")] = None,
-    model: Annotated[str | None, typer.Option(help="Your own model: FILE.py:FUNC, called with the data.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Its weights: safetensors, or a state dict.")] = None,
-    method: Annotated[str, typer.Option(help=f"Curvature: {', '.join(METHODS)}.")] = "ekfac",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    data: Data,
+    label: Label = None,
+    text: Text = None,
+    image: Image = None,
+    id_column: IdColumn = None,
+    split: Split = None,
+    drop: Drop = None,
+    model: Model = None,
+    weights: Weights = None,
+    method: Method = "ekfac",
+    seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Predict what tracing DATA will cost: parameters, passes, seconds, memory, disk. Nothing is trained or written.
 
     Example: whence plan sms.csv --label label
     """
-    if method not in METHODS:
-        raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     options = ReadOptions(label=label, text=text, image=image, id=id_column, split=split, drop=tuple(drop or ()))
     with Stages(quiet=quiet) as stages:
         stages(f"reading {plain(data, 60)}", 0)
