@@ -22,6 +22,7 @@ __all__ = [
     "FORMAT",
     "MANIFEST",
     "check_target",
+    "check_writable",
     "ids_from_tensors",
     "ids_to_tensors",
     "read_manifest",
@@ -41,17 +42,46 @@ def check_target(target: str | Path) -> None:
     """Raise unless a run may be written to ``target``: a new or empty folder, or an earlier run.
 
     Raises:
-        RunFormatError: It holds other files, or is the working folder.
+        RunFormatError: It holds other files, cannot be looked into, or is the working folder.
     """
     path = Path(target)
     if path.name in ("", ".."):
         raise RunFormatError(f"output must be a folder with a name, got {str(path)!r}. Name a new one with --out.")
-    occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    try:
+        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise _unwritable(path, error.strerror) from error
     if occupied and not (path / MANIFEST).is_file():
         raise RunFormatError(
             f"output must be a new folder or an earlier run, got {str(path)!r}, which holds other files. "
             "Choose another folder with --out."
         )
+
+
+def check_writable(target: str | Path) -> None:
+    """Raise unless a folder can be made at ``target``, and one that is there be replaced; nothing is written.
+
+    Raises:
+        RunFormatError: The folder that holds it, or it itself, cannot be written to.
+    """
+    path = Path(target).absolute()
+    try:
+        holder = next(parent for parent in path.parents if parent.exists())
+        needed = [holder, path] if path.exists() else [holder]
+        staged(path).partial.exists()  # raises where the temporary name is too long
+    except OSError as error:
+        raise _unwritable(target, error.strerror) from error
+    for folder in needed:
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            kind = "a folder that cannot be written to" if folder.is_dir() else "a file"
+            raise _unwritable(target, f"{str(folder)!r} is {kind}")
+
+
+def _unwritable(target: str | Path, cause: str | None) -> RunFormatError:
+    """Return the error for an output that cannot be written."""
+    return RunFormatError(
+        f"output must be a writable folder, got {str(target)!r} ({cause}). Choose another folder with --out."
+    )
 
 
 @contextmanager
@@ -91,7 +121,7 @@ class staged:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir(parents=True)
         except OSError as error:
-            raise RunFormatError(f"folder {str(self.target)!r} must be writable, got: {error.strerror}.") from error
+            raise _unwritable(self.target, error.strerror) from error
         return self.partial
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:

@@ -1,6 +1,7 @@
 """Bad input: one line that names cause and remedy, exit code 1 or 2, no traceback, nothing left behind."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -139,11 +140,33 @@ def test_an_output_folder_with_other_files_is_left_alone(call, tmp_path: Path, m
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
-def test_an_unwritable_place_is_refused(call, tmp_path: Path) -> None:
-    file = save(texts(), tmp_path / "data.csv")
-    shown = call("audit", file, "--out", file / "run")
+def test_a_default_folder_with_other_files_is_refused_before_the_data_is_read(
+    call, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(audit_module, "read", unreachable)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "whence-run").mkdir()
+    (tmp_path / "whence-run" / "thesis.tex").write_text("years of work")
+    shown = call("audit", "data.csv")
+    assert shown.code == 1 and "'whence-run', which holds other files" in shown.one_line()
+    assert [path.name for path in tmp_path.rglob("*")] == ["whence-run", "thesis.tex"]
+
+
+@pytest.mark.parametrize("out", ["data.csv/run", "locked/run", "locked/new/run", "locked/old", "x" * 300, "x" * 250])
+def test_an_unwritable_place_is_refused_before_the_data_is_read(call, tmp_path: Path, monkeypatch, out: str) -> None:
+    monkeypatch.setattr(audit_module, "read", unreachable)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "locked")  # root may write anywhere
+    (tmp_path / "locked" / "old").mkdir(parents=True)
+    (tmp_path / "locked" / "old" / "manifest.json").write_text("{}")
+    (tmp_path / "data.csv").touch()
+    before = sorted(tmp_path.rglob("*"))
+    shown = call("audit", tmp_path / "data.csv", "--out", tmp_path / out)
     assert shown.code == 1 and "writable" in shown.one_line()
-    assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def unreachable(*arguments: object) -> None:
+    raise AssertionError("too late")
 
 
 @pytest.mark.parametrize("writer", ["to_parquet", "write_tensors", "render"])

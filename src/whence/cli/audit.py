@@ -19,7 +19,7 @@ from whence.cli.options import Data, Drop, IdColumn, Image, Label, Method, Model
 from whence.cli.usermodel import load_user_model
 from whence.data import LabelledData, ReadOptions, read, read_like
 from whence.errors import DataError
-from whence.features import check_target
+from whence.features import check_target, check_writable
 
 __all__ = ["audit_command"]
 
@@ -48,6 +48,7 @@ def audit_command(
     Example: whence audit sms.csv --label label --out runs/sms
     """
     check_target(out)
+    check_writable(out)
     columns = tuple(drop or ())
     vouched = None if reference is None or not Path(reference).exists() else Path(reference)
     marked = reference if vouched is None else None
