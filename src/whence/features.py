@@ -33,7 +33,7 @@ __all__ = [
     "write_tensors",
 ]
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
 
@@ -163,9 +163,18 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise RunFormatError(f"{path} must be readable JSON, got: {error}. Run it again.") from error
     entries: dict[str, Any] = manifest if isinstance(manifest, dict) else {}
-    found = entries.get("format"), entries.get("kind")
-    if found != (FORMAT, kind):
-        raise RunFormatError(f"{path} must be of format {FORMAT} and kind {kind!r}, got {found}. Run it again.")
+    found = entries.get("format")
+    if isinstance(found, int) and found != FORMAT:
+        age = "an earlier" if found < FORMAT else "a later"
+        raise RunFormatError(
+            f"{path} must be of format {FORMAT}, which this version of whence reads, got format {found} of {age} "
+            "version. Make the run again in a new folder, or read it with the version that wrote it."
+        )
+    if (found, entries.get("kind")) != (FORMAT, kind):
+        raise RunFormatError(
+            f"{path} must be of format {FORMAT} and kind {kind!r}, got {(found, entries.get('kind'))}. "
+            f"Name the folder of a run of kind {kind!r}, or make it again."
+        )
     return entries
 
 

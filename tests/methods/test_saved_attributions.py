@@ -14,6 +14,8 @@ import torch
 import whence as wh
 import whence.curvature
 import zoo
+from whence.audit import open_run
+from whence.features import FORMAT
 from whence.methods.configs import KNOWN
 
 COUNT = 12
@@ -92,8 +94,8 @@ def test_a_folder_without_a_run(tmp_path: Path, case: zoo.Case) -> None:
 
 
 DAMAGED = [
-    "", "{", "[]", "null", "\x00\xff", "[" * 100_000, '{"format": 2}', '{"format": 99, "kind": "index"}',
-    '{"format": 2, "kind": "index"}', '{"format": 2, "kind": "audit"}', '{"format": 1, "kind": "influence"}',
+    "", "{", "[]", "null", "\x00\xff", "[" * 100_000, '{"format": null}', '{"format": "3", "kind": "index"}',
+    *(json.dumps({"format": FORMAT, **more}) for more in ({}, {"kind": "index"}, {"kind": "audit"})),
 ]  # fmt: skip
 
 
@@ -102,6 +104,17 @@ def test_a_damaged_manifest(run: Path, case: zoo.Case, content: str) -> None:
     (run / "manifest.json").write_text(content, encoding="latin-1")
     with pytest.raises(wh.RunFormatError, match="manifest"):
         wh.load(run, task_of(case))
+
+
+@pytest.mark.parametrize("found, age", [(FORMAT - 1, "an earlier"), (1, "an earlier"), (FORMAT + 1, "a later")])
+def test_another_format_names_both_and_the_remedy(run: Path, case: zoo.Case, found: int, age: str) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["format"] == FORMAT
+    (run / "manifest.json").write_text(json.dumps({**manifest, "format": found}))
+    expected = rf"must be of format {FORMAT},.* got format {found} of {age} version\. Make the run again"
+    for read in (lambda: wh.load(run, task_of(case)), lambda: wh.open_index(run), lambda: open_run(run)):
+        with pytest.raises(wh.RunFormatError, match=expected):
+            read()
 
 
 WRONG = [
