@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torch import nn
 
 import whence as wh
 from whence.errors import ConfigError, DataError, RunFormatError
-from whence.evaluate import Retraining, leave_group_out, leave_one_out
+from whence.evaluate import Retraining, leave_group_out, leave_one_out, retraining
+from whence.methods.dense import inverse_root
 
 GROUPS = {"first": ["row0", "row1", "row2"], "one": ["row7"], "most": [f"row{i}" for i in range(20)]}
 
@@ -98,6 +100,32 @@ def test_processes_give_the_same_results() -> None:
     single = Retraining(recipe=ridge.recipe(), seeds=(0, 1)).measure(train, queries, [[], ["row1"], ["row2"]])
     settings = Retraining(recipe=ridge.recipe(), seeds=(0, 1), processes=2)
     assert torch.equal(settings.measure(train, queries, [[], ["row1"], ["row2"]]), single)
+
+
+def tanh_network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_warm_exact_training_ends_where_it_did(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warm start is preconditioned once; the gradient norm, and so the result, is that of the recipe's training."""
+    recipe = wh.Recipe(build=tanh_network, optimizer="lbfgs", weight_decay=0.05, gradient_norm=3e-8)
+    train = classified()
+    start = recipe.train(train)
+    removed = [[], [3], [4, 5], list(range(10))]
+    roots: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        roots.append(1)
+        return inverse_root(*args, **kwargs)
+
+    monkeypatch.setattr(retraining, "inverse_root", counted)
+    found = Retraining(recipe=recipe, start=start, processes=processes).measure(train, train, removed)
+    for row, ids in enumerate(removed):
+        task = recipe.task(recipe.train(train, exclude=ids, start=start))
+        wanted = task.measurements(task.place(train.batch(np.arange(len(train)))))
+        torch.testing.assert_close(found[row, 0], wanted.detach(), rtol=0, atol=2e-6)
+    assert len(roots) == 1, "the curvature is factored once"
 
 
 def test_functions_that_cannot_travel_are_named() -> None:

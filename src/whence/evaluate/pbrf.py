@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from whence.data import Batch, Examples, as_examples
 from whence.errors import ConfigError
+from whence.methods.dense import inverse_root
 from whence.scores import Scores
 from whence.tasks import SmoothLoss, Task
 from whence.tasks.convex import lbfgs
@@ -55,7 +56,8 @@ def pbrf(
         ConfigError: The loss is not smooth, or the proximity is not positive.
         NumericalError: The gradient norm is not reached, as can happen at a kink of a network with ReLUs.
 
-    Cost: K full-batch L-BFGS solves in float64.
+    Cost: K full-batch L-BFGS solves in float64, preconditioned by the Gauss–Newton matrix, factored once, where there
+    are at most 4,000 parameters.
     Reference: Bae et al. (2022), eq. 11, with the removal's weight ε = −1/N.
 
     Example:
@@ -73,10 +75,13 @@ def pbrf(
     rows = examples.rows_of(ids)
     response = _Response(task, examples, proximity)
     before = response.measured(response.start, asked)
+    # the Hessian of the objective at θ̂ but for the removed example: its first step is influence's answer
+    root = inverse_root(replace(task, weight_decay=0.0), examples, damping=proximity)
+    solve = partial(lbfgs, gradient_norm=gradient_norm, inverse_root=None if root is None else root.cpu().numpy())
     changes = []
     for row in rows:
         removed = response.place(examples.batch(np.array([row])))
-        found = lbfgs(partial(response.objective, removed), response.start, gradient_norm=gradient_norm)
+        found = solve(partial(response.objective, removed), response.start)
         changes.append(response.measured(found, asked) - before)
     query_ids = np.array(["model"]) if asked is None else asked.ids
     return Scores(values=torch.stack(changes, 1), query_ids=query_ids, ids=examples.ids[rows], unit=task.unit)
