@@ -17,6 +17,7 @@ from whence.data import Examples, as_examples
 from whence.errors import ConfigError
 from whence.evaluate.cache import Cache
 from whence.evaluate.describe import describe
+from whence.evaluate.measurements import Several
 from whence.evaluate.stacked import train_stacked
 from whence.methods.dense import inverse_root
 from whence.tasks import Recipe
@@ -93,14 +94,8 @@ class Retraining:
         """
         examples = as_examples(train)
         asked = None if queries is None else as_examples(queries)
-        kept = np.ones((len(removed), len(examples)), dtype=bool)
-        for row, ids in enumerate(removed):
-            if len(ids):
-                kept[row, examples.rows_of(ids)] = False
-        if not kept.any(1).all():
-            raise ConfigError("removed must leave some examples in every set, got a set of all. Remove fewer.")
-        cache = None if self.cache is None else Cache(Path(self.cache), self._fingerprint(examples, asked))
-        count = 1 if asked is None else len(asked)
+        kept, cache = _kept(examples, removed), self._cache(examples, asked)
+        count = (1 if asked is None else len(asked)) * len(_parts(self.measurement))
         values = np.full((len(removed), len(self.seeds), count), np.nan)
         jobs = [(job, seat) for seat in range(len(self.seeds)) for job in range(len(removed))]
         missing = []
@@ -118,6 +113,17 @@ class Retraining:
             if self.progress is not None:
                 self.progress(done, len(jobs))
         return torch.from_numpy(values)
+
+    def missing(self, train: Any, queries: Any, removed: Sequence[Sequence[Any] | np.ndarray]) -> int:
+        """Return how many trainings `measure` would do: those that the cache does not hold."""
+        examples = as_examples(train)
+        cache = self._cache(examples, None if queries is None else as_examples(queries))
+        jobs = [(row, seed) for row in _kept(examples, removed) for seed in self.seeds]
+        return len(jobs) if cache is None else sum(cache.get(row, seed) is None for row, seed in jobs)
+
+    def _cache(self, examples: Examples, asked: Examples | None) -> Cache | None:
+        """Return where results of these examples and queries lie."""
+        return None if self.cache is None else Cache(Path(self.cache), self._fingerprint(examples, asked))
 
     def _run(
         self, examples: Examples, asked: Examples | None, kept: np.ndarray, jobs: list[tuple[int, int]],
@@ -169,6 +175,17 @@ class Retraining:
         )  # fmt: skip
 
 
+def _kept(examples: Examples, removed: Sequence[Sequence[Any] | np.ndarray]) -> np.ndarray:
+    """Return which rows stay when each of the sets is removed [J, N]."""
+    kept = np.ones((len(removed), len(examples)), dtype=bool)
+    for row, ids in enumerate(removed):
+        if len(ids):
+            kept[row, examples.rows_of(ids)] = False
+    if not kept.any(1).all():
+        raise ConfigError("removed must leave some examples in every set, got a set of all. Remove fewer.")
+    return kept
+
+
 def _units(jobs: list[tuple[int, int]], stack: int) -> list[list[tuple[int, int]]]:
     """Return jobs in groups of one seed that are trained together."""
     units: list[list[tuple[int, int]]] = []
@@ -214,9 +231,19 @@ class _Work:
         return minimise(recipe.task(start), examples, weights, gradient_norm=norm, inverse_root=self.inverse_root)
 
 
+def _parts(measurement: Any) -> tuple[Any, ...]:
+    """Return the measurements that are asked for."""
+    return measurement.parts if isinstance(measurement, Several) else (measurement,)
+
+
 def _measured(config: Retraining, model: nn.Module, asked: Examples | None) -> np.ndarray:
-    """Return the measurement of every query [Q], or of the model alone [1]."""
-    task = config.recipe.task(model, config.measurement)
+    """Return the measurement of every query [Q], or of the model alone [1]; several one after another."""
+    return np.concatenate([_one_measured(config, part, model, asked) for part in _parts(config.measurement)])
+
+
+def _one_measured(config: Retraining, measurement: Any, model: nn.Module, asked: Examples | None) -> np.ndarray:
+    """Return one measurement of every query [Q], or of the model alone [1]."""
+    task = config.recipe.task(model, measurement)
     with task.evaluating(), torch.no_grad():
         if asked is None:
             return task.measure_model().double().cpu().numpy()
