@@ -16,6 +16,7 @@ from whence.index.block import Block, Layout, concatenate, encode, stored_error
 from whence.index.index import Index, open_index
 from whence.index.manifest import IndexManifest, dtype_of, key_of
 from whence.index.shards import read_shard, shard_path, verify_shard, write_shard
+from whence.index.unique import SeenIds
 
 __all__ = ["IndexWriter"]
 
@@ -33,7 +34,7 @@ class IndexWriter:
         folder: A new folder, an interrupted or finished index of the same identity.
         identity: What the features belong to, JSON-able: fingerprints, configs, versions.
         dtype: Storage: "float32", "float16", "bfloat16" or "float64". Products are taken in float32 (float64).
-        shard_rows: Rows a shard; memory is two shards.
+        shard_rows: Rows a shard; memory is two shards, and 8 bytes an integer id.
         extra: What else the manifest should hold, JSON-able.
         extends: A finished index to append to; its own features stay as they are.
 
@@ -71,14 +72,15 @@ class IndexWriter:
         self._own: list[np.ndarray] = []
         self._error: dict[str, tuple[float, float]] = {}
         self._written: list[dict[str, Any]] = []
-        self._seen: set[Any] = set()
+        self._seen = SeenIds()
         self._with_self: bool | None = None
         self._manifest = self._begin()
         self._first = len(self._manifest.shards) if self.extends is not None else 0
         self._base = sum(rows for rows, _ in self._manifest.shards) if self.extends is not None else 0
         self._layouts = list(self._manifest.layers) if self.extends is not None else None
         if self.extends is not None:
-            self._take_ids(self.extends.stored_ids)
+            for shard in self.extends.shards():
+                self._seen.add(shard.ids())
             self._with_self = self.extends.has_self_scores
         self._resume()
 
@@ -113,7 +115,7 @@ class IndexWriter:
         block = Block.flat(features) if isinstance(features, Tensor) else features
         ids = np.asarray(ids)
         self._check(block, ids, self_scores)
-        self._take_ids(ids)
+        self._seen.add(ids)
         done = 0
         while done < len(ids):
             left = self.shard_rows - sum(len(part) for part in self._ids)
@@ -215,25 +217,10 @@ class IndexWriter:
                 return
             self._layouts = [Layout.from_json(layer) for layer in metadata["layers"]]
             shard = read_shard(path, self._layouts, metadata)
-            self._take_ids(shard.ids())
+            self._seen.add(shard.ids())
             self._with_self = shard.self_scores is not None
             self._written.append(metadata)
             row += int(metadata["rows"])
-
-    def _take_ids(self, ids: np.ndarray) -> None:
-        """Remember ids.
-
-        Raises:
-            DataError: One repeats.
-            ConfigError: Integers and strings are mixed.
-        """
-        integer = bool(np.issubdtype(ids.dtype, np.integer))
-        if self._seen and integer != isinstance(next(iter(self._seen)), int):
-            raise ConfigError("ids must be all integers or all strings, got both.")
-        for id_ in ids.tolist():
-            if id_ in self._seen:
-                raise DataError(f"ids must be unique, got {id_!r} twice. Choose other ids.")
-            self._seen.add(id_)
 
     def _flush(self) -> None:
         """Write one shard."""
