@@ -1,5 +1,14 @@
 """Attribution methods, one estimator a file: a config with ``fit(task, train)``."""
 
+from whence.methods.baselines import (
+    BM25,
+    BaselineAttribution,
+    LossBaseline,
+    MarginBaseline,
+    Neighbours,
+    RandomBaseline,
+    Similarity,
+)
 from whence.methods.corrected import LeaveOneOut
 from whence.methods.ensemble import Ensemble, EnsembleAttribution, load_ensemble
 from whence.methods.influence import Influence, InfluenceAttribution
@@ -8,12 +17,19 @@ from whence.methods.restored import load
 from whence.methods.saved import save
 
 __all__ = [
+    "BM25",
+    "BaselineAttribution",
     "Ensemble",
     "EnsembleAttribution",
     "Influence",
     "InfluenceAttribution",
     "LeaveOneOut",
+    "LossBaseline",
+    "MarginBaseline",
+    "Neighbours",
     "Plan",
+    "RandomBaseline",
+    "Similarity",
     "load",
     "load_ensemble",
     "plan",

@@ -1,0 +1,78 @@
+"""What every fitted baseline offers: scores for queries, and how suspect each training example is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.data import Examples, as_examples
+from whence.errors import ConfigError
+from whence.scores import Scores, Signal
+
+__all__ = ["BaselineAttribution", "blocks", "classes_of", "same_class"]
+
+_BLOCK = 1024
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BaselineAttribution:
+    """A baseline, fitted: ask it for scores or for suspicions. Made by the ``fit`` of a baseline.
+
+    Args:
+        name: What the numbers are.
+        examples: The training examples.
+        score: Queries -> values [Q, N].
+        suspect: () -> values [N], larger = more suspect.
+    """
+
+    name: str
+    examples: Examples
+    score: Callable[[Examples], Tensor] = field(repr=False)
+    suspect: Callable[[], np.ndarray] = field(repr=False)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids of the training examples [N]."""
+        return self.examples.ids
+
+    def scores(self, queries: object) -> Scores:
+        """Return scores [Q, N], positive = helpful; they rank only, so their unit is None.
+
+        Args:
+            queries: Anything that `as_examples` takes, with labels.
+        """
+        asked = as_examples(queries)
+        return Scores(values=self.score(asked), query_ids=asked.ids, ids=self.ids, unit=None)
+
+    def suspicion(self) -> Signal:
+        """Return how suspect the label of every training example is [N]: larger = more suspect, no unit."""
+        return Signal(values=self.suspect(), ids=self.ids, name=self.name, unit=None)
+
+
+def classes_of(examples: Examples, what: str) -> Tensor:
+    """Return the labels [N].
+
+    Raises:
+        ConfigError: There are none, or they are no single values.
+    """
+    targets = examples.targets
+    if targets is None or targets.ndim != 1:
+        found = "none" if targets is None else f"shape {tuple(targets.shape)}"
+        raise ConfigError(f"{what} must have one label each, got {found}. Pass (inputs, labels).")
+    return targets.cpu()
+
+
+def same_class(examples: Examples, queries: Examples) -> Tensor:
+    """Return +1 where query and training example have the same label, else −1 [Q, N], float64."""
+    own, asked = classes_of(examples, "training examples"), classes_of(queries, "queries")
+    return torch.where(asked[:, None] == own[None], 1.0, -1.0).double()
+
+
+def blocks(count: int) -> Iterator[slice]:
+    """Yield row ranges whose products with all rows fit in memory."""
+    for start in range(0, count, _BLOCK):
+        yield slice(start, min(start + _BLOCK, count))
