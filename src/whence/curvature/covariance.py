@@ -24,8 +24,8 @@ class Gram:
     Args:
         width: W.
         device: Where the sum lives.
-        exact: Multiply in float64. The small eigenvalues of output gradients would otherwise show how rows fall into
-            chunks; products within one example cannot depend on that and stay in the type they come in.
+        exact: Multiply in float64: the small eigenvalues of output gradients would otherwise show how rows fall into
+            chunks.
     """
 
     def __init__(self, width: int, device: torch.device, *, exact: bool) -> None:
@@ -35,10 +35,6 @@ class Gram:
 
     def add(self, x: Tensor) -> None:
         """Add the rows of x [B, W], or of all examples' positions [B, T, W]."""
-        if x.ndim == 3 and x.shape[1] > 1:
-            products = torch.bmm(x.transpose(1, 2), x)
-            self._total += (products.double() if self.exact else products).sum(0)
-            return
         self._pending.append(x.flatten(0, -2))
         if sum(map(len, self._pending)) >= _THICK:
             self._flush()

@@ -6,13 +6,18 @@ one example is a sum over positions Σ_t δ_t a_tᵀ; a factor keeps δ and a.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = ["Factor", "Gradients", "Lookup", "Matrix", "Outer", "concatenate", "fold", "lookup", "squared_norm"]
+
+_PIECE_NUMBERS = 2**20  # of products of factors
+_DENSE_NUMBERS = 2**22  # of gradients multiplied out for a product
+_NARROW = 4  # times as many numbers as the factors may be multiplied out where that saves time
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +43,14 @@ class Outer:
     def compact(self) -> Outer | Matrix:
         """Return the gradients multiplied out where that takes fewer numbers."""
         return self if self.numbers <= self.d.shape[2] * self.a.shape[2] else Matrix(self.matrix())
+
+    def expanded(self) -> Outer | Matrix:
+        """Return the gradients multiplied out where that takes at most four times the numbers.
+
+        For gradients that many others will be multiplied with: pairs of positions would cost more.
+        """
+        positions, size = self.d.shape[1], self.d.shape[2] * self.a.shape[2]
+        return Matrix(self.matrix()) if positions > 1 and size <= _NARROW * self.numbers else self
 
     def summed(self) -> Tensor:
         """Return the sum over examples [O, I]; the gradients are not multiplied out."""
@@ -89,6 +102,10 @@ class Lookup:
         full = self.d.new_zeros(batch, self.width, out)
         full.scatter_add_(1, self.index[:, :, None].expand_as(self.d), self.d)
         return full.transpose(1, 2)
+
+    def expanded(self) -> Lookup | Matrix:
+        """Return the gradients multiplied out where that takes about as many numbers; see `Outer.expanded`."""
+        return Matrix(self.matrix()) if 1 < self.width <= _NARROW * self.d.shape[1] else self
 
     def summed(self) -> Tensor:
         """Return the sum over examples [O, V]; the gradients are not multiplied out."""
@@ -189,6 +206,10 @@ class Gradients:
         """Return the gradients with layers multiplied out where that takes fewer numbers than their positions."""
         return Gradients({n: f.compact() if isinstance(f, Outer) else f for n, f in self.layers.items()})
 
+    def expanded(self) -> Gradients:
+        """Return the gradients in the form that products with many others cost least in."""
+        return Gradients({n: f if isinstance(f, Matrix) else f.expanded() for n, f in self.layers.items()})
+
     def dense(self) -> Tensor:
         """Return the gradients multiplied out and concatenated over layers [B, P]."""
         return torch.cat([factor.matrix().reshape(len(factor), -1) for factor in self.layers.values()], 1)
@@ -204,15 +225,25 @@ class Gradients:
 
 def concatenate(parts: Iterable[Gradients]) -> Gradients:
     """Return the gradients of all examples of ``parts``, in order; ragged positions are padded with zeros."""
-    listed = list(parts)
-    layers: dict[str, Factor] = {}
-    for name, first in listed[0].layers.items():
-        fields = [part.layers[name].tensors() for part in listed]
-        joined = {key: _stack([field[key] for field in fields]) for key in fields[0]}
-        layers[name] = Lookup(joined["d"], joined["index"], first.width) if isinstance(first, Lookup) else (
-            type(first)(*joined.values())
-        )
-    return Gradients(layers)
+    pieces: dict[str, list[Factor]] = {}
+    for part in parts:
+        for name, factor in part.layers.items():
+            pieces.setdefault(name, []).append(factor)
+    return Gradients({name: _concatenated(pieces.pop(name)) for name in list(pieces)})
+
+
+def _concatenated(pieces: list[Factor]) -> Factor:
+    """Return one layer's factors as one; multiplied out where some are."""
+    first = pieces[0]
+    if len(pieces) == 1:
+        return first
+    if len({type(piece) for piece in pieces}) > 1:
+        return Matrix(torch.cat([piece.matrix() for piece in pieces]))
+    fields = [piece.tensors() for piece in pieces]
+    joined = {key: _stack([field[key] for field in fields]) for key in fields[0]}
+    if isinstance(first, Lookup):
+        return Lookup(joined["d"], joined["index"], first.width)
+    return type(first)(*joined.values())
 
 
 def lookup(d: Tensor, index: Tensor, width: int) -> Lookup:
@@ -261,6 +292,9 @@ def _stack(tensors: list[Tensor]) -> Tensor:
 
 def _inner(x: Factor, y: Factor) -> Tensor:
     """Return the inner products of two factors of one layer [Bx, By]."""
+    narrow = [one.width <= _NARROW * one.d.shape[1] for one in (x, y) if isinstance(one, Lookup)]
+    if narrow and all(narrow):
+        return _inner_matrices(x, y)
     if isinstance(x, Lookup) and isinstance(y, Lookup):
         return _inner_lookups(x, y)
     if isinstance(x, Matrix) and isinstance(y, Lookup):
@@ -268,12 +302,32 @@ def _inner(x: Factor, y: Factor) -> Tensor:
     if isinstance(x, Lookup) and isinstance(y, Matrix):
         return _inner_matrix_lookup(y.m, x).T
     if isinstance(x, Outer) and isinstance(y, Outer) and _prefer_pairs(x, y):
-        return _inner_outers(x, y)
+        return _in_pieces(_inner_outers, x, y, x.d.shape[1] * len(y) * y.d.shape[1])
     if isinstance(y, Outer) and y.d.shape[1] == 1:
-        return _inner_matrix_outer(x.matrix(), y)
+        return _in_pieces(_inner_matrix_outer, x, y, y.d.shape[2] * len(y))
     if isinstance(x, Outer) and x.d.shape[1] == 1:
-        return _inner_matrix_outer(y.matrix(), x).T
-    return x.matrix().reshape(len(x), -1) @ y.matrix().reshape(len(y), -1).T
+        return _in_pieces(_inner_matrix_outer, y, x, x.d.shape[2] * len(x)).T
+    return _inner_matrices(x, y)
+
+
+def _in_pieces(inner: Callable[[Any, Any], Tensor], x: Factor, y: Factor, numbers: int) -> Tensor:
+    """Return inner products by a function that makes so many numbers for each row of x, some rows at a time."""
+    step = max(1, _PIECE_NUMBERS // numbers)
+    return torch.cat([inner(x.rows(slice(i, i + step)), y) for i in range(0, len(x), step)])
+
+
+def _inner_matrices(x: Factor, y: Factor) -> Tensor:
+    """Return inner products of gradients multiplied out, some of y's at a time."""
+    step = max(1, _DENSE_NUMBERS // _size(y))
+    own = x.matrix().flatten(1)
+    return torch.cat([own @ y.rows(slice(i, i + step)).matrix().flatten(1).T for i in range(0, len(y), step)], 1)
+
+
+def _size(factor: Factor) -> int:
+    """Return the numbers O·I of one gradient multiplied out."""
+    if isinstance(factor, Matrix):
+        return factor.numbers
+    return factor.d.shape[2] * (factor.width if isinstance(factor, Lookup) else factor.a.shape[2])
 
 
 def _prefer_pairs(x: Outer, y: Outer) -> bool:
@@ -294,8 +348,9 @@ def _inner_outers(x: Outer, y: Outer) -> Tensor:
     return products if tx == 1 else products.reshape(bx, tx, by).sum(1)
 
 
-def _inner_matrix_outer(m: Tensor, y: Outer) -> Tensor:
-    """Return dᵀ M a for matrices M [Bx, O, I] and factors without positions."""
+def _inner_matrix_outer(x: Factor, y: Outer) -> Tensor:
+    """Return dᵀ M a for gradients multiplied out, M [Bx, O, I], and factors without positions."""
+    m = x.matrix()
     bx, out, inp = m.shape
     images = (m.reshape(bx * out, inp) @ y.a[:, 0].T).reshape(bx, out, len(y))  # [Bx, O, By]
     return torch.einsum("xoy,yo->xy", images, y.d[:, 0])

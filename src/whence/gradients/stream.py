@@ -28,7 +28,8 @@ __all__ = [
 ]
 
 Fisher = Literal["auto", "sampled", "exact", "empirical"]
-_TARGET_BYTES = 8 * 2**20
+_LAYER_BYTES = 8 * 2**20  # of one layer's factors of a chunk
+_CHUNK_BYTES = 48 * 2**20  # of all layers'
 _LARGEST_CHUNK = 1024
 _EXACT_CLASSES = 4
 
@@ -171,11 +172,13 @@ class GradientStream:
 
 
 def chunk_size(task: Task, layers: tuple[Layer, ...], examples: Examples) -> int:
-    """Return how many examples keep a chunk's factors near 8 MiB, so that buffers are small and reused."""
+    """Return how many examples keep a chunk's factors of each layer near 8 MiB, so that buffers stay in cache."""
     probe = GradientStream(task, layers, examples, 1)
-    numbers = probe.run(examples.batch(np.arange(1)), np.arange(1)).training().numbers
+    gradients = probe.run(examples.batch(np.arange(1)), np.arange(1)).training()
     itemsize = torch.empty((), dtype=task.gradient_dtype).element_size()
-    return int(np.clip(_TARGET_BYTES // (numbers * itemsize), 1, _LARGEST_CHUNK))
+    largest = max(factor.numbers for factor in gradients.layers.values())
+    fitting = min(_LAYER_BYTES // (largest * itemsize), _CHUNK_BYTES // (gradients.numbers * itemsize))
+    return int(np.clip(fitting, 1, _LARGEST_CHUNK))
 
 
 class _Measured(nn.Module):

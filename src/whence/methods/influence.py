@@ -44,7 +44,8 @@ from whence.tasks import Loss, Task
 
 __all__ = ["Influence", "InfluenceAttribution"]
 
-_BLOCK_NUMBERS = 2**20
+_QUERIES = 32  # queries preconditioned at a time
+_QUERY_BYTES = 2**28  # of queries in memory, if the budget is smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,21 +165,19 @@ class InfluenceAttribution:
         Cost: one pass over the training factors (from memory where they fit the budget); with the correction C
         backward passes over the training data.
         """
-        blocks, query_ids = self._query_blocks(queries)
+        examples = None if queries is None else as_examples(queries)
+        query_ids = np.array(["model"]) if examples is None else examples.ids
         shape = len(query_ids), len(self.examples)
         values = torch.empty(shape, dtype=self.task.gradient_dtype, device=self.task.device)
-        training = self._corrected_gradients() if leverage_corrected else self.training_gradients()
-        for rows, raw in training:
-            gradients, start = raw.compact(), 0
-            for block in blocks:
-                values[start : start + len(block), rows] = block.inner(gradients)
-                start += len(block)
-        decay = self._decayed_weights
-        if decay is not None:
-            start = 0
-            for block in blocks:
-                values[start : start + len(block)] += block.inner(decay)
-                start += len(block)
+        start = 0
+        for block in self._query_blocks(examples):
+            asked = slice(start, start + len(block))
+            training = self._corrected_gradients() if leverage_corrected else self.training_gradients()
+            for rows, gradients in training:
+                values[asked, rows] = block.inner(gradients.compact())
+            if self._decayed_weights is not None:
+                values[asked] += block.inner(self._decayed_weights)
+            start = asked.stop
         unit = None if self._ranks_only else self.task.unit
         return Scores(values=values / len(self.examples), query_ids=query_ids, ids=self.ids, unit=unit)
 
@@ -214,13 +213,13 @@ class InfluenceAttribution:
         Args:
             queries: As in `scores`.
         """
-        blocks, query_ids = self._query_blocks(queries)
-        whole = concatenate(blocks)
+        examples = None if queries is None else as_examples(queries)
+        whole = concatenate(self._preconditioned_queries(examples))
         decay = self._decayed_weights
         offsets = torch.zeros(len(whole)) if decay is None else whole.inner(decay)[:, 0].cpu()
         return QueryFeatures(
             parts=query_parts(whole),
-            ids=query_ids,
+            ids=np.array(["model"]) if examples is None else examples.ids,
             offsets=offsets,
             count=len(self.examples),
             unit=None if self._ranks_only else self.task.unit,
@@ -356,40 +355,44 @@ class InfluenceAttribution:
         """H⁻¹ λθ̂."""
         return None if self._decayed_weights is None else self.preconditioner.precondition(self._decayed_weights)
 
-    def _query_blocks(self, queries: Any) -> tuple[list[Gradients], np.ndarray]:
-        """Return H⁻¹∇m of all queries, in blocks whose products with a chunk stay small."""
-        self._check_unchanged()
-        layers = self.coverage.layers
-        if queries is None:
-            dense = dense_query_gradients(self.task, layers, None)
-            return [self.preconditioner.precondition(dense)], np.array(["model"])
-        examples = as_examples(queries)
-        blocks: list[Gradients] = []
-        for batch in examples.batches(self.stream.chunk):
-            placed = self.task.place(batch)
-            if self.task.measurement is None:
-                gradients = self.stream.run(batch, np.arange(len(batch))).training()
-            elif isinstance(self.task.measurement, Loss):
-                measured = Task(self.task.model, self.task.measurement, outputs=self.task.outputs)
-                run = GradientStream(measured, layers, examples, self.stream.chunk).run(batch, np.arange(len(batch)))
-                gradients = run.training()
-            else:
-                gradients = dense_query_gradients(self.task, layers, placed)
-            blocks.extend(self._preconditioned(gradients))
-        return blocks, examples.ids
+    def _query_blocks(self, queries: Examples | None) -> Iterator[Gradients]:
+        """Yield H⁻¹∇m of the queries in blocks that fit the memory budget: each takes a pass over training."""
+        limit = max(self.config.memory_budget, _QUERY_BYTES)
+        held: list[Gradients] = []
+        used = 0
+        for part in self._preconditioned_queries(queries):
+            expanded = part.expanded()
+            size = sum(t.numel() * t.element_size() for f in expanded.layers.values() for t in f.tensors().values())
+            if held and used + size > limit:
+                yield _emptied(held)
+                used = 0
+            held.append(expanded)
+            used += size
+        yield _emptied(held)
 
-    def _preconditioned(self, gradients: Gradients) -> Iterator[Gradients]:
-        """Precondition some queries' gradients, a block at a time; a solver's products serve all of them at once."""
-        if isinstance(self.preconditioner, (DataInfPreconditioner, JointPreconditioner)):
-            gradients = self.preconditioner.precondition(gradients)
-            size = max(1, _BLOCK_NUMBERS // (max(layer.shape[0] for layer in self.coverage.layers) * self.stream.chunk))
-            yield from (gradients.rows(slice(i, i + size)) for i in range(0, len(gradients), size))
+    def _preconditioned_queries(self, queries: Examples | None) -> Iterator[Gradients]:
+        """Yield H⁻¹∇m of all queries (None: of the model alone), a chunk at a time."""
+        self._check_unchanged()
+        if queries is None:
+            yield self.preconditioner.precondition(dense_query_gradients(self.task, self.coverage.layers, None))
             return
-        first = self.preconditioner.precondition(gradients.rows(slice(0, 1)))
-        terms = max(next(iter(f.tensors().values())).shape[1] for f in first.layers.values())
-        size = max(1, _BLOCK_NUMBERS // (terms * min(self.stream.chunk, len(self.examples))))
-        for start in range(0, len(gradients), size):
-            yield self.preconditioner.precondition(gradients.rows(slice(start, start + size)))
+        for gradients in self._query_gradients(queries):
+            if isinstance(self.preconditioner, (DataInfPreconditioner, JointPreconditioner)):
+                yield self.preconditioner.precondition(gradients)  # its products serve all of them at once
+                continue
+            for start in range(0, len(gradients), _QUERIES):
+                yield self.preconditioner.precondition(gradients.rows(slice(start, start + _QUERIES)))
+
+    def _query_gradients(self, queries: Examples) -> Iterator[Gradients]:
+        """Yield ∇m of all queries, a chunk at a time."""
+        task, layers, chunk = self.task, self.coverage.layers, self.stream.chunk
+        if task.measurement is None or isinstance(task.measurement, Loss):
+            measured = task if task.measurement is None else Task(task.model, task.measurement, outputs=task.outputs)
+            for one in GradientStream(measured, layers, queries, chunk).chunks():
+                yield one.training()
+            return
+        for batch in queries.batches(min(chunk, _QUERIES)):
+            yield dense_query_gradients(task, layers, task.place(batch))
 
     def _corrections(self) -> Iterator[tuple[slice, Correction, Any]]:
         """Yield (rows, correction, chunk) in row order."""
@@ -430,6 +433,12 @@ class InfluenceAttribution:
     def _check_unchanged(self) -> None:
         if self._tensor_versions() != self._versions:  # type: ignore[attr-defined]
             raise ConfigError("the model must be the one that was fitted, but its weights have changed. Fit again.")
+
+
+def _emptied(held: list[Gradients]) -> Gradients:
+    """Return gradients as one and forget the parts."""
+    parts = (held.pop(0) for _ in range(len(held)))
+    return concatenate(parts)
 
 
 def _loss_unit(task: Task) -> str | None:
