@@ -49,6 +49,18 @@ def not_finite(data):
 def leaves(data):
     raise SystemExit(3)
 
+class Partly(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.table = nn.Linear(2, 2), nn.Embedding(7, 2, scale_grad_by_freq=True)
+
+    def forward(self, x):
+        return self.linear(x) + self.table(torch.zeros(len(x), dtype=torch.int64))
+
+def partly(data):
+    torch.manual_seed(0)
+    return Partly(), make(data)[1]
+
 constant = 7
 """
 
@@ -114,6 +126,17 @@ def test_a_split_tells_which_rows_the_model_was_trained_on(call, place: Path, tm
     assert shown.code == 0, shown.err
     parsed = json.loads(shown.out)
     assert all(int(row["id"]) < 40 for side in ("helpful", "harmful") for row in parsed[side])
+
+
+def test_what_cannot_be_attributed_is_told_with_its_share(call, place: Path, tmp_path: Path) -> None:
+    line = "6 of 20 trainable parameters attributed (30.0%); cannot be attributed: 'table' (70.0%)"
+    asked = (place / "data.csv", "--label", "label", *own(place, "partly", None))
+    shown = call("plan", *asked)
+    assert shown.code == 0 and line in " ".join(shown.out.split())
+    shown = call("audit", *asked, "--out", tmp_path / "run")
+    assert shown.code == 0 and line in " ".join(shown.out.split())
+    warnings = json.loads((tmp_path / "run" / "summary.json").read_text())["warnings"]
+    assert [line in warning["text"] for warning in warnings].count(True) == 1
 
 
 @pytest.mark.parametrize(

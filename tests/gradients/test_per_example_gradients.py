@@ -156,6 +156,9 @@ def test_what_cannot_be_attributed_is_named_with_its_share() -> None:
     assert coverage.describe() == (
         "15 of 35 trainable parameters attributed (42.9%); cannot be attributed: '0' (57.1%)"
     )
+    tables = [nn.Embedding(rows, 1, scale_grad_by_freq=True) for rows in range(1, 11)]
+    line = find_layers(nn.Sequential(nn.Linear(44, 1), *tables)).describe()
+    assert line.endswith("'4' (4.0%), '3' (3.0%), 2 more (3.0%)") and ": '10' (10.0%), '9' (9.0%), " in line
 
 
 @pytest.mark.parametrize("choice, names", [("last", ["5"]), ("3|5", ["3", "5"]), (["0", "[35]"], ["0", "3", "5"])])

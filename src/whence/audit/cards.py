@@ -54,7 +54,7 @@ def run_card(found: Finished, version: str) -> RunCard:
         method=_method_card(found),
         suspicion=_suspicion(found.suspects),
         seconds=found.seconds,
-        warnings=tuple(_notices(found.suspects, found.data, found.logits, found.held_out)),
+        warnings=tuple(_notices(found)),
     )
 
 
@@ -93,13 +93,19 @@ def _suspicion(suspects: pd.DataFrame) -> SuspicionCard:
     )
 
 
-def _notices(
-    suspects: pd.DataFrame, data: LabelledData, logits: np.ndarray, held_out: float | None
-) -> Sequence[Notice]:
+def _notices(found: Finished) -> Sequence[Notice]:
     """Return what a reader must know before trusting the list."""
-    diagnosis = suspects.attrs["diagnosis"]
+    data, held_out, coverage = found.data, found.held_out, found.attribution.coverage
+    diagnosis = found.suspects.attrs["diagnosis"]
     notices = []
-    fitted = float((logits.argmax(1) == data.labels).mean())
+    if coverage.missed:
+        notices.append(
+            Notice(
+                title="Some parameters cannot be attributed.",
+                text=f"Influence leaves their part out: {coverage.describe()}.",
+            )
+        )
+    fitted = float((found.logits.argmax(1) == data.labels).mean())
     if fitted >= 0.995 and (held_out is None or held_out < fitted - 0.03):
         notices.append(
             Notice(

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from whence import __version__
-from whence.audit import audit, write_run
+from whence.audit import Audit, audit, write_run
 from whence.cli.console import Stages, plain
 from whence.cli.options import Data, Drop, IdColumn, Image, Label, Method, Model, Quiet, Seed, Split, Text, Weights
 from whence.cli.usermodel import load_user_model
@@ -68,7 +68,7 @@ def audit_command(
     if as_json:
         print(json.dumps({"run": str(out), "report": str(report), **_figures(result.summary)}, allow_nan=False))
         return
-    _print(result.summary, out, report)
+    _print(result, out, report)
 
 
 def _reference(path: Path, data: str, options: ReadOptions, label: str) -> LabelledData:
@@ -84,9 +84,9 @@ def _figures(summary: dict[str, Any]) -> dict[str, Any]:
     return {key: summary[key] for key in ("data", "model", "method", "suspects", "warnings", "seconds")}
 
 
-def _print(summary: dict[str, Any], out: Path, report: Path) -> None:
+def _print(result: Audit, out: Path, report: Path) -> None:
     """Print what was found, the first suspects, and where the report lies."""
-    console = Console(highlight=False)
+    console, summary, coverage = Console(highlight=False), result.summary, result.attribution.coverage
     found, data, model = summary["suspects"], summary["data"], summary["model"]
     console.print(
         f"[bold]{found['count']:,}[/] of {data['rows']:,} rows are probably mislabelled "
@@ -98,6 +98,8 @@ def _print(summary: dict[str, Any], out: Path, report: Path) -> None:
         f"[dim]{escape(model['name'])}, {shown}, majority class {model['majority_accuracy']:.1%}, "
         f"{summary['seconds']['total']:.0f} s[/]"
     )
+    if coverage.share < 1 and not coverage.missed:  # by choice; what cannot be attributed is among the warnings
+        console.print(f"[dim]influence: {escape(plain(coverage.describe(), 500))}[/]")
     for notice in summary["warnings"]:
         console.print(f"[yellow]{escape(notice['title'])}[/] {escape(plain(notice['text'], 500))}")
     table = Table(box=None, pad_edge=False, header_style="dim", expand=True)

@@ -83,8 +83,8 @@ def _print(planned: Plan, method: str) -> None:
         f"[bold]{planned.share:.1%}[/] of {planned.trainable:,} parameters attributed, {planned.examples:,} examples, "
         f"{escape(method)} [dim](measured on {planned.measured:,})[/]"
     )
-    for name, count in planned.missed[:10]:
-        console.print(f"[yellow]not attributed:[/] {escape(plain(name, 60))} ({count:,} parameters)")
+    if planned.missed:
+        console.print(f"[yellow]{escape(plain(planned.describe(), 500))}[/]")
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("step")
     for name in ("seconds", "passes"):

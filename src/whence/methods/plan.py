@@ -16,7 +16,7 @@ import torch
 from whence.curvature import Damping, Exact, Relative
 from whence.data import Examples, as_examples
 from whence.errors import NumericalError
-from whence.gradients import chunk_size, find_layers, parameter_gradients
+from whence.gradients import Coverage, chunk_size, find_layers, parameter_gradients
 from whence.index import Block
 from whence.methods.packed import pack
 from whence.methods.saved import SHARD_BYTES, feature_bytes, write_attribution
@@ -67,6 +67,10 @@ class Plan:
     def share(self) -> float:
         """Share of the trainable parameters that are attributed."""
         return self.attributed / max(1, self.trainable)
+
+    def describe(self) -> str:
+        """Return one line: the share that is attributed, and what cannot be with its share."""
+        return Coverage((), self.attributed, self.trainable, self.missed).describe()
 
     @property
     def peak_bytes(self) -> int:

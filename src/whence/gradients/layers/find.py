@@ -28,6 +28,7 @@ __all__ = ["Coverage", "find_layers"]
 _COMPILED = "_orig_mod."
 _LINEAR_LIKE = (nn.Linear, nn.Bilinear, _ConvNd)
 _NEVER_HEADS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
+_NAMED = 8
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 
 
@@ -68,9 +69,13 @@ class Coverage:
         return tuple(layer.name for layer in self.layers if not layer.uses)
 
     def describe(self) -> str:
-        """Return one line: the share that is attributed, and what is not with its share."""
+        """Return one line: the share that is attributed, and what cannot be with its share, largest first."""
         line = f"{self.attributed:,} of {self.trainable:,} trainable parameters attributed ({self.share:.1%})"
-        parts = [f"{name!r} ({count / max(1, self.trainable):.1%})" for name, count in self.missed]
+        largest = sorted(self.missed, key=lambda entry: -entry[1])
+        parts = [f"{name!r} ({count / max(1, self.trainable):.1%})" for name, count in largest[:_NAMED]]
+        more = sum(count for _, count in largest[_NAMED:])
+        if more:
+            parts.append(f"{len(largest) - _NAMED} more ({more / max(1, self.trainable):.1%})")
         return f"{line}; cannot be attributed: {', '.join(parts)}" if parts else line
 
 
