@@ -200,7 +200,8 @@ def test_images_audit_explain_and_clean_to_npz(call, tmp_path: Path) -> None:
         x, y = stored["x"], stored["y"]
     kept = np.flatnonzero(np.isin(y, np.unique(y)[:2]))[:60]
     np.savez(tmp_path / "two.npz", x=x[kept], y=y[kept])
-    assert call("audit", tmp_path / "two.npz", "--out", tmp_path / "run", "-q").code == 0
+    shown = call("audit", tmp_path / "two.npz", "--out", tmp_path / "run", "-q")
+    assert shown.code == 0 and "trainable parameters attributed" in shown.out  # the head alone, by choice
     assert call("explain", tmp_path / "run", "--query", "0").code == 0
     shown = call("clean", tmp_path / "run", "--out", tmp_path / "clean.npz", "--action", "relabel")
     assert shown.code == 0, shown.err
