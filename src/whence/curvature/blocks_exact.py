@@ -10,8 +10,8 @@ from torch import Tensor
 
 from whence.curvature.base import DEFAULT_DAMPING, Damping, Preconditioner, absolute, validate_damping, validate_fisher
 from whence.curvature.blocks import BlockPreconditioner, DenseInverse, LayerInverse
-from whence.curvature.exact import cross_block
-from whence.errors import ConfigError, NumericalError
+from whence.curvature.exact import cross_block, shifted_inverse
+from whence.errors import ConfigError
 from whence.gradients import Fisher, GradientStream
 from whence.gradients.products import Products
 
@@ -57,15 +57,15 @@ class BlockExact:
                 )
         products = Products(stream, "hessian" if self.hessian else self.fisher, seed)
         blocks = _hessians(products) if self.hessian else _gauss_newtons(products)
+        kind = "exact Hessian" if self.hessian else f"Fisher ({products.fisher})"
         decay, dtype = stream.task.weight_decay, stream.task.gradient_dtype
         inverses: dict[str, LayerInverse | None] = {}
         layers: dict[str, Any] = {}
         for name, matrix in blocks.items():
             damped = absolute(self.damping, float(matrix.diagonal().mean().clamp(min=0.0)))
-            inverse, residual = _inverse(matrix, damped + decay, name)
+            inverse, residual = shifted_inverse(matrix, damped + decay, f"the {kind} of layer {name!r}")
             inverses[name] = DenseInverse(inverse.to(dtype))
             layers[name] = {"damping": damped, "effective_damping": damped + decay, "residual": residual}
-        kind = "exact Hessian" if self.hessian else f"Fisher ({products.fisher})"
         worst = max(entry["residual"] for entry in layers.values())
         told = {"residual": worst, "steps": 1, "converged": True, "layers": layers}
         return BlockPreconditioner(inverses, {"curvature": "block exact", "matrix": kind, **told})
@@ -98,23 +98,3 @@ def _hessians(products: Products) -> dict[str, Tensor]:
         blocks[name] = (block + block.T) / 2
         start = stop
     return blocks
-
-
-def _inverse(matrix: Tensor, shift: float, name: str) -> tuple[Tensor, float]:
-    """Return the inverse of a block plus a shift, and the residual of a probe."""
-    if not bool(torch.isfinite(matrix).all()):
-        raise NumericalError(
-            f"curvature of layer {name!r} must be finite, got NaN or infinity. Check the inputs and the loss."
-        )
-    matrix = matrix.clone()
-    matrix.diagonal().add_(shift)
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) != 0 or float(factor.diagonal().min()) ** 2 <= 1e-14 * float(matrix.diagonal().max()):
-        least = float(torch.linalg.eigvalsh(matrix)[0])
-        raise NumericalError(
-            f"curvature of layer {name!r} plus damping and weight decay ({shift:.3g}) must be positive definite, got a "
-            f"smallest eigenvalue of {least:.3g}. Use the Gauss-Newton matrix (hessian=False) or raise damping."
-        )
-    inverse = torch.cholesky_inverse(factor)
-    probe = torch.ones(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    return inverse, float((matrix @ (inverse @ probe) - probe).norm() / probe.norm())

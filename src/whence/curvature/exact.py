@@ -13,9 +13,10 @@ from whence.curvature.base import Damping, Preconditioner, absolute, validate_da
 from whence.errors import ConfigError, NumericalError
 from whence.gradients import Fisher, Gradients, GradientStream, Matrix, Outer
 
-__all__ = ["Exact", "ExactPreconditioner", "cross_block", "exact_from_state"]
+__all__ = ["Exact", "ExactPreconditioner", "cross_block", "exact_from_state", "shifted_inverse"]
 
 _LARGEST = 12_000
+_LARGEST_TOLD = 4_000  # beyond it eigenvalues for a message take longer than a user waits
 _WEIGHTED_GRAMS = 256
 
 
@@ -56,20 +57,9 @@ class Exact:
                 f"Exact takes at most {_LARGEST} parameters, got {size}. Use EKFAC(), or fewer layers with layers=."
             )
         matrix = _hessian(stream, size) if self.hessian else _gauss_newton(stream, shapes, self.fisher, seed)
-        if not torch.isfinite(matrix).all():
-            raise NumericalError("curvature must be finite, got NaN or infinity. Check inputs and loss.")
-        mean = float(matrix.diagonal().mean())
-        damped = absolute(self.damping, mean)
-        shift = damped + stream.task.weight_decay
-        matrix.diagonal().add_(shift)
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        scale = float(matrix.diagonal().max())
-        if int(info) != 0 or float(factor.diagonal().min()) ** 2 <= 1e-14 * scale:
-            raise NumericalError(_indefinite(matrix, shift, self.hessian))
-        inverse = torch.cholesky_inverse(factor)
-        probe = torch.ones(size, dtype=matrix.dtype, device=matrix.device)
-        residual = float((matrix @ (inverse @ probe) - probe).norm() / probe.norm())
         kind = "exact Hessian" if self.hessian else "exact Gauss-Newton"
+        damped = absolute(self.damping, float(matrix.diagonal().mean()))
+        inverse, residual = shifted_inverse(matrix, damped + stream.task.weight_decay, f"the {kind} matrix")
         details = {"curvature": kind, "damping": damped, "residual": residual, "parameters": size}
         return ExactPreconditioner(inverse, shapes, details)
 
@@ -253,14 +243,30 @@ def _offsets(shapes: Mapping[str, tuple[int, int]]) -> list[int]:
     return starts
 
 
-def _indefinite(matrix: Tensor, shift: float, hessian: bool) -> str:
+def shifted_inverse(matrix: Tensor, shift: float, what: str) -> tuple[Tensor, float]:
+    """Return the inverse of a curvature plus a shift, which is added in place, and the residual of a probe.
+
+    Raises:
+        NumericalError: The curvature is not finite, or not positive definite with the shift.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        raise NumericalError(f"{what} must be finite, got NaN or infinity. Check the inputs and the loss.")
+    matrix.diagonal().add_(shift)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0 or float(factor.diagonal().min()) ** 2 <= 1e-14 * float(matrix.diagonal().max()):
+        raise NumericalError(_indefinite(matrix, shift, what))
+    inverse = torch.cholesky_inverse(factor)
+    probe = torch.ones(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return inverse, float((matrix @ (inverse @ probe) - probe).norm() / probe.norm())
+
+
+def _indefinite(matrix: Tensor, shift: float, what: str) -> str:
     """Return the message for a curvature that is not positive definite."""
-    eigenvalues = torch.linalg.eigvalsh(matrix) if len(matrix) <= 4000 else None
+    eigenvalues = torch.linalg.eigvalsh(matrix) if len(matrix) <= _LARGEST_TOLD else None
     least = "not positive" if eigenvalues is None else f"{float(eigenvalues[0]):.3g}"
     negative = "" if eigenvalues is None else f" ({int((eigenvalues < 0).sum())} of {len(matrix)} negative)"
-    kind = "the exact Hessian" if hessian else "the Gauss-Newton matrix"
-    remedy = "Use the Gauss-Newton matrix (hessian=False) or raise" if hessian else "Raise"
+    remedy = "Use the Gauss-Newton matrix (hessian=False) or raise" if "Hessian" in what else "Raise"
     return (
-        f"{kind} plus damping and weight decay ({shift:.3g}) must be positive definite, got a smallest eigenvalue of "
+        f"{what} plus damping and weight decay ({shift:.3g}) must be positive definite, got a smallest eigenvalue of "
         f"{least}{negative}. {remedy} damping."
     )

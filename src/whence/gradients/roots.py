@@ -46,11 +46,10 @@ class LayerRoots(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class OuterRoots:
-    """Roots of a linear map."""
+class _FactoredRoots:
+    """Roots whose inputs are shared, whatever those are."""
 
     d: Tensor  # [R, B, T, O]
-    a: Tensor  # [B, T, I]
 
     @property
     def count(self) -> int:
@@ -58,15 +57,30 @@ class OuterRoots:
         return len(self.d)
 
     @property
+    def images(self) -> int:
+        """How many numbers `project` makes for one vector."""
+        return self.d[0].numel()
+
+    def contracted(self, images: Tensor) -> Tensor:
+        """Return the inner products [Q, R, B] with the inputs' images under vectors [B, Q, T·O]."""
+        return (images @ self.d.flatten(2).permute(1, 2, 0)).permute(1, 2, 0)
+
+    def mixed(self, weights: Tensor) -> Tensor:
+        """Return Σ_r weights_qri d_ir [B, Q, T·O] for weights [Q, R, B]."""
+        return weights.permute(2, 0, 1) @ self.d.flatten(2).transpose(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class OuterRoots(_FactoredRoots):
+    """Roots of a linear map."""
+
+    a: Tensor  # [B, T, I]
+
+    @property
     def numbers(self) -> int:
         """How many numbers one example takes."""
         roots, _, positions, out = self.d.shape
         return positions * (roots * out + self.a.shape[2])
-
-    @property
-    def images(self) -> int:
-        """How many numbers `project` makes for one vector."""
-        return self.d[0].numel()
 
     def to(self, dtype: torch.dtype) -> OuterRoots:
         """Return the roots in another floating-point type."""
@@ -78,40 +92,28 @@ class OuterRoots:
         batch, positions, _ = self.a.shape
         images = vectors.reshape(queries * out, inp) @ self.a.reshape(-1, inp).T  # [Q·O, B·T]
         images = images.reshape(queries, out, batch, positions).permute(2, 0, 3, 1).flatten(2)  # [B, Q, T·O]
-        return (images @ self.d.flatten(2).permute(1, 2, 0)).permute(1, 2, 0)
+        return self.contracted(images)
 
     def combine(self, weights: Tensor) -> Tensor:
         """Return the weighted sums [Q, O, I]."""
         batch, positions, inp = self.a.shape
         queries, out = len(weights), self.d.shape[3]
-        mixed = weights.permute(2, 0, 1) @ self.d.flatten(2).transpose(0, 1)  # [B, Q, T·O]
-        mixed = mixed.reshape(batch, queries, positions, out).permute(1, 3, 0, 2)  # [Q, O, B, T]
+        mixed = self.mixed(weights).reshape(batch, queries, positions, out).permute(1, 3, 0, 2)  # [Q, O, B, T]
         return (mixed.reshape(queries * out, -1) @ self.a.reshape(-1, inp)).reshape(queries, out, inp)
 
 
 @dataclass(frozen=True, eq=False)
-class LookupRoots:
+class LookupRoots(_FactoredRoots):
     """Roots of an embedding."""
 
-    d: Tensor  # [R, B, T, O]
     index: Tensor  # [B, T]
     width: int  # V
-
-    @property
-    def count(self) -> int:
-        """R."""
-        return len(self.d)
 
     @property
     def numbers(self) -> int:
         """How many numbers one example takes."""
         roots, _, positions, out = self.d.shape
         return positions * (roots * out + 1)
-
-    @property
-    def images(self) -> int:
-        """How many numbers `project` makes for one vector."""
-        return self.d[0].numel()
 
     def to(self, dtype: torch.dtype) -> LookupRoots:
         """Return the roots in another floating-point type."""
@@ -120,12 +122,12 @@ class LookupRoots:
     def project(self, vectors: Tensor) -> Tensor:
         """Return all inner products [Q, R, B]."""
         rows = vectors.transpose(1, 2)[:, self.index]  # [Q, B, T, O]
-        return (rows.flatten(2).transpose(0, 1) @ self.d.flatten(2).permute(1, 2, 0)).permute(1, 2, 0)
+        return self.contracted(rows.flatten(2).transpose(0, 1))
 
     def combine(self, weights: Tensor) -> Tensor:
         """Return the weighted sums [Q, O, V]."""
         queries, out = len(weights), self.d.shape[3]
-        mixed = (weights.permute(2, 0, 1) @ self.d.flatten(2).transpose(0, 1)).transpose(0, 1)  # [Q, B, T·O]
+        mixed = self.mixed(weights).transpose(0, 1)  # [Q, B, T·O]
         table = mixed.new_zeros(queries, self.width, out)
         table.index_add_(1, self.index.reshape(-1), mixed.reshape(queries, -1, out))
         return table.transpose(1, 2)
