@@ -185,6 +185,23 @@ def test_vanished_gradients_do_not_hide_a_wrong_layer(named_loss: bool) -> None:
     check_capture(task, find_layers(model, "last"), examples)
 
 
+def test_tiny_gradients_do_not_hide_a_wrong_layer() -> None:
+    """Of a softmax inside the model that is saturated at e⁻⁹⁰: outputs and loss have gradients of that size."""
+
+    class Saturated(Blind):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.softmax(super().forward(x) - (1e4 - 90) * torch.eye(3, dtype=x.dtype)[0], 1)
+
+    torch.manual_seed(0)
+    model = Saturated().double()
+    examples = as_examples((FLOATS.reshape(6, 5), torch.eye(3, dtype=torch.float64)[[0] * 6]))
+    task = Task(model, "mse")
+    stream = GradientStream(task, find_layers(model).layers, examples, 6)
+    assert 0 < float(next(stream.training_gradients())[1].dense().abs().max()) < 1e-30
+    with pytest.raises(ConfigError, match="layer 'first' must equal"):
+        check_capture(task, find_layers(model), examples)
+
+
 def test_the_batch_where_another_dimension_has_its_size() -> None:
     """[T, B, C] with T = B is told by the module that says so, not by sizes."""
     torch.manual_seed(0)
