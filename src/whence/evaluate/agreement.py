@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.stats
 
 from whence.errors import ConfigError
-from whence.evaluate.statistics import Interval, correlation, percentiles
+from whence.evaluate.statistics import Interval, chance, correlation, percentiles
 from whence.scores import Scores
 
 __all__ = ["Agreement", "Line", "agreement"]
@@ -42,11 +42,18 @@ class Agreement:
     Args:
         queries: One line a query, by query id.
         pooled: All queries and examples together.
-        unit: Unit of the intercepts.
+        within: Mean over queries of Pearson's correlation: what is left of it where queries differ from one another in
+            ways that all examples share.
+        chance: How large ``within`` is by chance, for scores whose ids are shuffled: 95 % of shuffles stay below it.
+        spread: Root mean square of the actual changes.
+        unit: Unit of the intercepts and of the spread.
     """
 
     queries: dict[Any, Line]
     pooled: Line
+    within: Interval
+    chance: float
+    spread: float
     unit: str | None
 
     def to_frame(self) -> pd.DataFrame:
@@ -99,7 +106,11 @@ def agreement(predicted: Scores, actual: Scores, *, resamples: int = 1000, seed:
     lines = {id_: _line(x[q], y[q], x[q][drawn], y[q][drawn]) for q, id_ in enumerate(actual.query_ids.tolist())}
     together = [np.moveaxis(a[:, drawn], 0, 1).reshape(resamples, -1) for a in (x, y)]
     pooled = _line(x.reshape(-1), y.reshape(-1), *together)
-    return Agreement(queries=lines, pooled=pooled, unit=actual.unit)
+    within = percentiles(float(correlation(x, y).mean()), correlation(x[:, drawn], y[:, drawn]).mean(0))
+    return Agreement(
+        queries=lines, pooled=pooled, within=within, chance=chance(x, y), spread=float(np.sqrt(np.mean(y**2))),
+        unit=actual.unit,
+    )  # fmt: skip
 
 
 def _line(x: np.ndarray, y: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> Line:

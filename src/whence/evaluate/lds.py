@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 
 from whence.errors import ConfigError
-from whence.evaluate.statistics import Interval, bootstrap, correlation
+from whence.evaluate.statistics import Interval, bootstrap, chance, correlation
 from whence.evaluate.subsets import SubsetOutputs, Subsets, removed_sums
 from whence.scores import Scores
 
@@ -26,6 +26,8 @@ class LDS:
         interval: Mean over queries with a bootstrap interval.
         reliability: How well two sets of trainings with as many seeds each agree on average (rank correlation).
         ceiling: √reliability, what a method without any error would reach.
+        chance: How large the score is by chance, for scores whose ids are shuffled: 95 % of shuffles stay below it.
+        subsets: M.
     """
 
     per_query: np.ndarray
@@ -33,6 +35,8 @@ class LDS:
     interval: Interval
     reliability: float
     ceiling: float
+    chance: float
+    subsets: int
 
     @property
     def value(self) -> float:
@@ -65,7 +69,8 @@ def lds(scores: Scores, subsets: Subsets, outputs: SubsetOutputs, *, resamples: 
     rows = _rows(scores.query_ids, outputs.query_ids)
     predicted = removed_sums(scores.values[rows], scores.ids, subsets)  # [Q, M]
     actual = outputs.values.numpy()  # [M, S, Q]
-    per_query = correlation(_ranked(predicted), _ranked(actual.mean(1).T))
+    ranks = _ranked(predicted), _ranked(actual.mean(1).T)
+    per_query = correlation(*ranks)
     stable = reliability(actual)
     return LDS(
         per_query=per_query,
@@ -73,6 +78,8 @@ def lds(scores: Scores, subsets: Subsets, outputs: SubsetOutputs, *, resamples: 
         interval=bootstrap(per_query, resamples=resamples, seed=seed),
         reliability=stable,
         ceiling=float(np.sqrt(max(stable, 0.0))) if np.isfinite(stable) else float("nan"),
+        chance=chance(*ranks),
+        subsets=len(subsets),
     )
 
 

@@ -104,7 +104,7 @@ def _binary(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return torch.stack([-logit, logit], 1) / 2, (targets.reshape(-1) > 0).long()
     if outputs.ndim != 2 or targets.numel() != len(outputs):
         raise ConfigError(
-            f"accuracy and margin need one class an example, outputs [B, C] and targets [B], got {tuple(outputs.shape)} "
-            f"and {tuple(targets.shape)}. Give a measurement of your own."
+            f"outputs must be [B, C] and targets one class an example for accuracy and margin, got "
+            f"{tuple(outputs.shape)} and {tuple(targets.shape)}. Give a measurement of your own."
         )
     return outputs, targets.reshape(-1).long()

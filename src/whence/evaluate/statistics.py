@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.stats
 
-__all__ = ["Interval", "bootstrap", "correlation", "percentiles"]
+__all__ = ["Interval", "bootstrap", "chance", "correlation", "over_draws", "over_seeds", "percentiles"]
 
 _LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with a 95 % interval."""
+    """An estimate with a 95 % interval; the ends are NaN where there was one training only."""
 
     value: float
     low: float
@@ -34,6 +35,23 @@ def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return found
 
 
+def chance(x: np.ndarray, y: np.ndarray) -> float:
+    r"""Return how large the mean correlation of rows x [Q, K] and y [Q, K] is by chance: 1.96 standard deviations.
+
+    Under a random order of the columns of x, the same for all rows, the mean is 0 with variance ‖XᵀY / Q‖²_F / (K − 1),
+    for rows centred and of length 1: rows that resemble one another do not count as independent.
+
+    Reference: Hoeffding (1951), the variance of Σ_k G[π(k), k] for a G with rows and columns of sum 0.
+    """
+    units = []
+    for side in (x, y):
+        centred = side - side.mean(-1, keepdims=True)
+        length = np.sqrt((centred**2).sum(-1, keepdims=True))
+        units.append(np.divide(centred, length, out=np.zeros_like(centred), where=length > 0))
+    rows, columns = x.shape
+    return float(1.96 * np.linalg.norm(units[0].T @ units[1] / rows) / np.sqrt(columns - 1))
+
+
 def bootstrap(values: np.ndarray, *, resamples: int, seed: int) -> Interval:
     """Return the mean of values [Q] with a percentile interval over resampled entries."""
     generator = np.random.default_rng(seed)
@@ -46,3 +64,24 @@ def percentiles(value: float, resampled: np.ndarray) -> Interval:
     tail = 50 * (1 - _LEVEL)
     low, high = np.percentile(resampled, [tail, 100 - tail])
     return Interval(value, float(low), float(high))
+
+
+def over_seeds(values: np.ndarray) -> Interval:
+    """Return the mean of one value a seed [S] with Student's interval; NaN ends for one seed."""
+    return over_draws(values, values[None])
+
+
+def over_draws(values: np.ndarray, draws: np.ndarray) -> Interval:
+    r"""Return the mean of values [S], one a seed, which hold the mean of random draws [C, S], with an interval.
+
+    Seeds and draws both vary: the variance is s²_seeds / S + s²_draws / C, with the second term from the draws' means
+    over seeds; Student's t with min(S, C) − 1 degrees of freedom, only sides with two or more counted.
+    """
+    sides = [values, *([draws.mean(1)] if len(draws) > 1 else [])]
+    varied = [side for side in sides if len(side) > 1]
+    mean = float(values.mean())
+    if not varied:
+        return Interval(mean, float("nan"), float("nan"))
+    error = np.sqrt(sum(side.var(ddof=1) / len(side) for side in varied))
+    half = float(scipy.stats.t.ppf((1 + _LEVEL) / 2, min(map(len, varied)) - 1) * error)
+    return Interval(mean, mean - half, mean + half)

@@ -1,0 +1,127 @@
+"""What removal and correction curves share: which sets to treat, and how measurements become points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.data import Examples
+from whence.errors import ConfigError
+from whence.evaluate.measurements import Accuracy, Margin, Several, classifies
+from whence.evaluate.rankings import Ranking, order, random_order
+from whence.evaluate.retraining import Retraining
+from whence.scores import Scores
+
+__all__ = ["ACCURACY", "Treatments", "default_measurements", "measure_corrected"]
+
+ACCURACY = "accuracy"
+Rows = Callable[[np.ndarray], Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Treatments:
+    """Which examples to treat, in which order, and what to measure then.
+
+    Args:
+        retraining: How to train; it measures all of ``measurements``, and the margin last where it is needed.
+        examples: Training examples.
+        queries: Queries, or None.
+        rankings: By name.
+        counts: How many examples to treat, ascending.
+        controls: Random rankings.
+        measurements: By name.
+        seed: Of random rankings and ties.
+    """
+
+    retraining: Retraining
+    examples: Examples
+    queries: Examples | None
+    rankings: dict[str, Ranking]
+    counts: list[int]
+    controls: int
+    measurements: dict[str, Any]
+    seed: int
+
+    @property
+    def query_ids(self) -> np.ndarray:
+        """Ids of the queries [Q]."""
+        return np.array(["model"]) if self.queries is None else self.queries.ids
+
+    @property
+    def margins(self) -> bool:
+        """Whether the margin is measured too, to predict the accuracy."""
+        return isinstance(self.measurements.get(ACCURACY), Accuracy)
+
+    @cached_property
+    def orders(self) -> list[np.ndarray]:
+        """Rows in the order of every ranking, then of every random one."""
+        named = [order(ranking, self.examples, self.seed) for ranking in self.rankings.values()]
+        for name, rows in zip(self.rankings, named, strict=True):
+            if len(rows) < self.counts[-1]:
+                raise ConfigError(
+                    f"ranking {name!r} must hold at least the {self.counts[-1]} examples of the largest share, "
+                    f"got {len(rows)}. Lower the shares."
+                )
+        return [*named, *(random_order(self.examples, self.seed, draw) for draw in range(self.controls))]
+
+    def sets(self) -> list[np.ndarray]:
+        """Return the rows of every treatment: all counts of the first order, then those of the next."""
+        return [rows[:count] for rows in self.orders for count in self.counts]
+
+    def several(self) -> Retraining:
+        """Return the retraining that measures everything."""
+        parts = (*self.measurements.values(), *([Margin()] if self.margins else []))
+        return replace(self.retraining, measurement=Several(parts))
+
+    def split(self, measured: Tensor) -> np.ndarray:
+        """Return measurements [J, S, R·Q] as [R, J, S, Q]."""
+        jobs, seeds, _ = measured.shape
+        return np.moveaxis(measured.numpy().reshape(jobs, seeds, -1, len(self.query_ids)), 2, 0)
+
+    def predictable(self, name: str) -> dict[str, Scores]:
+        """Return the scores of a ranking that predict the first measurement of these queries, if they do."""
+        scores = self.rankings[name]
+        if not isinstance(scores, Scores) or scores.unit is None:
+            return {}
+        covered = set(self.query_ids.tolist()) <= set(scores.query_ids.tolist())
+        return {next(iter(self.measurements)): scores} if covered else {}
+
+
+def default_measurements(retraining: Retraining, queries: Examples | None) -> dict[str, Any]:
+    """Return the loss, or the retraining's own measurement, and the accuracy where there is one."""
+    own = {"loss" if retraining.measurement is None else "measurement": retraining.measurement}
+    targets = None if queries is None else queries.targets
+    single = targets is not None and targets.numel() == len(targets)
+    return {**own, ACCURACY: Accuracy()} if single and classifies(retraining.recipe.loss) else own
+
+
+def measure_corrected(
+    treatments: Treatments, given: Tensor, right: Tensor, corrected: list[np.ndarray]
+) -> Tensor:
+    """Train with some labels corrected, and on everything as it is first; return [J + 1, S, R·Q].
+
+    Treatments that correct the same labels are trained once.
+    """
+    several = treatments.several()
+    keys = [np.sort(rows).tobytes() for rows in [np.array([], dtype=np.int64), *corrected]]
+    sets = dict(zip(keys, [np.array([], dtype=np.int64), *corrected], strict=True))
+    found: dict[bytes, Tensor] = {}
+    total = len(sets) * len(several.seeds)
+    for key, rows in sets.items():
+        labels = given.clone()
+        labels[torch.from_numpy(rows)] = right[torch.from_numpy(rows)]
+        told = _onward(several.progress, len(found) * len(several.seeds), total)
+        train = treatments.examples.with_targets(labels) if len(rows) else treatments.examples
+        found[key] = replace(several, progress=told).measure(train, treatments.queries, [[]])[0]
+    return torch.stack([found[key] for key in keys])
+
+
+def _onward(progress: Callable[[int, int], None] | None, before: int, total: int) -> Callable[[int, int], None] | None:
+    """Return what tells the progress of a part of all trainings."""
+    return None if progress is None else lambda done, _: progress(before + done, total)
