@@ -1,6 +1,8 @@
 """The main job end to end: audit, run folder, explanation, cleaned export."""
 
+from whence.audit.bench import Bench, Draw, Watch
 from whence.audit.clean import clean
+from whence.audit.comparison import CompareSettings, compare_data
 from whence.audit.explain import Query, explain
 from whence.audit.folder import Run, open_run, reload_data, reload_task, write_run
 from whence.audit.job import METHODS, Audit, UserModel, audit, train_rows_of
@@ -8,11 +10,16 @@ from whence.audit.job import METHODS, Audit, UserModel, audit, train_rows_of
 __all__ = [
     "METHODS",
     "Audit",
+    "Bench",
+    "CompareSettings",
+    "Draw",
     "Query",
     "Run",
     "UserModel",
+    "Watch",
     "audit",
     "clean",
+    "compare_data",
     "explain",
     "open_run",
     "reload_data",

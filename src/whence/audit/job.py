@@ -18,7 +18,7 @@ from whence.data import Examples, LabelledData, as_examples
 from whence.errors import ConfigError, DataError, WhenceError
 from whence.methods import Influence, InfluenceAttribution
 from whence.report import ReportLimits, SecondsCard, summarise
-from whence.tasks import Task
+from whence.tasks import Recipe, Task
 from whence.tasks.defaults import Default, default_for
 from whence.uses.label_errors import Members, find_label_errors
 
@@ -40,11 +40,13 @@ class UserModel:
         model: Gives logits [B, C] for the classes of the data, in their order.
         inputs: What it is called with: tensor, tuple or dict of tensors [N, ...], in row order.
         name: What to call it.
+        recipe: How it is trained, so that it can be trained again without some rows; None where that is not known.
     """
 
     model: nn.Module
     inputs: Any
     name: str = "your model"
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

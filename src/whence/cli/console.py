@@ -52,6 +52,16 @@ class Stages:
 
         return epoch
 
+    def steps(self, stage: str, total: int) -> Callable[[int, int], None]:
+        """Begin a stage of so many steps; the result is to be called with (done, total)."""
+        self(stage, total)
+        task = self.progress.task_ids[-1]
+
+        def step(done: int, total: int) -> None:
+            self.progress.update(task, completed=done, total=total)
+
+        return step
+
 
 def number(value: float) -> str:
     """Return three significant digits with a sign."""

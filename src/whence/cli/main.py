@@ -10,6 +10,7 @@ from rich.console import Console
 from whence import __version__
 from whence.cli.audit import audit_command
 from whence.cli.clean import clean_command
+from whence.cli.compare import compare_command
 from whence.cli.console import plain
 from whence.cli.explain import explain_command
 from whence.cli.methods import methods_command
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command("audit")(audit_command)
 app.command("explain")(explain_command)
 app.command("clean")(clean_command)
+app.command("compare")(compare_command)
 app.command("plan")(plan_command)
 app.command("methods")(methods_command)
 

@@ -13,6 +13,7 @@ from whence.report.cards import (
     SecondsCard,
     SuspicionCard,
 )
+from whence.report.comparison import render_comparison
 from whence.report.content import Content, content_of
 from whence.report.html import render, render_explanation
 from whence.report.summary import summarise
@@ -28,6 +29,7 @@ __all__ = [
     "SuspicionCard",
     "content_of",
     "render",
+    "render_comparison",
     "render_explanation",
     "summarise",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from whence.report.formats import count, number
 
-__all__ = ["Bar", "Histogram", "Tick", "histogram"]
+__all__ = ["Bar", "Histogram", "Tick", "histogram", "round_step", "tick_text"]
 
 _ROOT_WHEN = 40.0  # the tallest bar over the median bar from which heights are drawn as square roots
 
@@ -100,7 +100,7 @@ def _across(bounds: np.ndarray) -> tuple[Tick, ...]:
     low, high = float(bounds[0]), float(bounds[-1])
     gaps = np.diff(bounds)
     if np.allclose(gaps, gaps[0], rtol=1e-3):
-        step = _round_step((high - low) / 5)
+        step = round_step((high - low) / 5)
         values = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step
     else:
         powers = 10.0 ** np.arange(-12, 13)
@@ -110,11 +110,12 @@ def _across(bounds: np.ndarray) -> tuple[Tick, ...]:
     for value in values:
         place = _place(float(value), bounds)
         if not ticks or place - ticks[-1].at >= 9:
-            ticks.append(Tick(at=round(place, 2), text=_tick(float(value))))
+            ticks.append(Tick(at=round(place, 2), text=tick_text(float(value))))
     return tuple(ticks)
 
 
-def _tick(value: float) -> str:
+def tick_text(value: float) -> str:
+    """A round value as it stands at an axis."""
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e6:
@@ -125,11 +126,12 @@ def _tick(value: float) -> str:
 def _up(top: float, root: bool) -> list[float]:
     if root:
         return [value for value in 10.0 ** np.arange(0, 10) if top / 400 <= value <= top][-3:]
-    step = max(1.0, _round_step(top / 3))
+    step = max(1.0, round_step(top / 3))
     return [float(value) for value in np.arange(step, top + 1e-9, step)]
 
 
-def _round_step(rough: float) -> float:
+def round_step(rough: float) -> float:
+    """The least of 1, 2, 5 × a power of ten that is not below ``rough``."""
     if rough <= 0:
         return 1.0
     power = 10.0 ** np.floor(np.log10(rough))

@@ -2,7 +2,7 @@
 
 import math
 
-__all__ = ["MISSING", "count", "number", "percent", "seconds", "signed"]
+__all__ = ["MISSING", "count", "fixed", "number", "percent", "seconds", "signed"]
 
 MISSING = "–"
 _THIN = "\u202f"
@@ -37,6 +37,14 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{value:,.{places}f}".replace("-", "−")
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa}×10{str(int(exponent)).translate(_RAISED)}".replace("-", "−")
+
+
+def fixed(value: float | None, places: int = 3) -> str:
+    """So many decimals, for columns whose numbers are compared: ``0.706``."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = f"{value:,.{places}f}"
+    return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("-")
 
 
 def signed(value: float | None, digits: int = 3) -> str:

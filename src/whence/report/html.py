@@ -18,7 +18,7 @@ from whence.report import formats
 from whence.report.charts import histogram
 from whence.report.page import page_data, signal_title
 
-__all__ = ["render", "render_explanation"]
+__all__ = ["render", "render_explanation", "whole_page"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MATRIX = 14  # more classes among the suspects than this are shown as a list of pairs
@@ -47,7 +47,7 @@ def render(summary: dict[str, Any]) -> str:
         "labels": _labels(summary),
         "strip": _strip(summary),
     }
-    return _page("report.html", "report.js", values)
+    return whole_page("report.html", "report.js", values)
 
 
 def render_explanation(explanation: dict[str, Any]) -> str:
@@ -73,10 +73,11 @@ def render_explanation(explanation: dict[str, Any]) -> str:
     cells = {cell["name"]: cell["value"] for cell in query["content"].get("cells", [])}
     measured = explanation.get("measured_label") or query["label"] or query["predicted"]
     values = {"explanation": explanation, "largest": largest, "cells": cells, "measured": measured}
-    return _page("explain.html", "", values)
+    return whole_page("explain.html", "", values)
 
 
-def _page(template: str, script: str, values: dict[str, Any]) -> str:
+def whole_page(template: str, script: str, values: dict[str, Any], *, plots: bool = False) -> str:
+    """A template filled with values, all escaped, in our style and with our scripts alone."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -90,7 +91,7 @@ def _page(template: str, script: str, values: dict[str, Any]) -> str:
     hashes = [_hash(source) for source in scripts.values() if source]
     page = environment.get_template(template).render(
         values,
-        style=Markup(_source("style.css")),
+        style=Markup(_source("style.css") + (_source("plots.css") if plots else "")),
         scripts={name: Markup(source) for name, source in scripts.items()},
         policy=" ".join(hashes),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -53,7 +54,7 @@ def perceptron_recipe(config: Mapping[str, Any], *, rows: int, epochs: int, deca
     """
     least = -(-_FEWEST_STEPS * 128 // max(rows, 1))
     return Recipe(
-        build=lambda: perceptron(config),
+        build=partial(perceptron, dict(config)),
         optimizer="adamw",
         learning_rate=3e-3,
         schedule="one_cycle",

@@ -1,0 +1,157 @@
+"""``whence compare``: which method to use on this data and model."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from whence import __version__
+from whence.audit import CompareSettings, Draw, UserModel, Watch, compare_data
+from whence.audit.comparison import TruthName
+from whence.cli.console import Stages, plain
+from whence.cli.options import Data, Drop, IdColumn, Image, Label, Model, Quiet, Seed, Split, Text, Weights
+from whence.cli.usermodel import load_user_model
+from whence.data import LabelledData, ReadOptions, read
+from whence.errors import ConfigError, DataError
+from whence.evaluate.cost import RetrainingCost
+from whence.features import check_target, check_writable, write_manifest
+from whence.report import render_comparison
+
+__all__ = ["compare_command"]
+
+Truth = Annotated[
+    str | None, typer.Option(help="Ground truth: lds (default), loo, or known-errors.", show_default=False)
+]
+
+
+def compare_command(
+    data: Data,
+    label: Label = None,
+    text: Text = None,
+    image: Image = None,
+    id_column: IdColumn = None,
+    split: Split = None,
+    drop: Drop = None,
+    model: Model = None,
+    weights: Weights = None,
+    truth: Truth = None,
+    subsets: Annotated[int, typer.Option(help="lds: random halves to train on.")] = 32,
+    loo: Annotated[int, typer.Option(help="loo: rows to leave out, one at a time.")] = 50,
+    known_errors: Annotated[str | None, typer.Option(help="Column that marks rows whose label is wrong.")] = None,
+    noise: Annotated[float | None, typer.Option(help="Share of labels to flip, then to be found.")] = None,
+    seeds: Annotated[int, typer.Option(help="Trainings of every half or removal.")] = 2,
+    rows: Annotated[int, typer.Option(help="Training rows that take part, at most.")] = 10_000,
+    queries: Annotated[int, typer.Option(help="Held-out rows to predict, at most.")] = 100,
+    processes: Annotated[int, typer.Option(help="Processes to train in.")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="Where trainings are kept; by default in the output.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for table and page.")] = Path("whence-compare"),
+    seed: Seed = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare all methods that apply with humble baselines on DATA, by real retraining and cost; recommend one.
+
+    Example: whence compare sms.csv --label label --out runs/compare
+    """
+    check_target(out)
+    check_writable(out)
+    settings = CompareSettings(
+        truth=_truth(truth, known_errors, noise), subsets=subsets, loo=loo, noise=noise, seeds=seeds,
+        drawn=Draw(rows=rows, queries=queries, seed=seed), processes=processes, cache=cache or out / "cache",
+    )  # fmt: skip
+    options = ReadOptions(
+        label=label, text=text, image=image, id=id_column, split=split, reference=known_errors, drop=tuple(drop or ())
+    )
+    told = Console(stderr=True, highlight=False, quiet=quiet)
+
+    def bring(used: LabelledData) -> UserModel:
+        assert model is not None
+        return load_user_model(model, weights, used, train=False)
+
+    def say(cost: RetrainingCost) -> None:
+        told.print(f"retraining: {cost}")
+        _begin(out)
+
+    with Stages(quiet=quiet) as stages:
+        stages(f"reading {plain(data, 60)}", 0)
+        labelled = read(data, options)
+        found = compare_data(
+            labelled, settings, errors=labelled.reference, bring=None if model is None else bring, version=__version__,
+            watch=Watch(stage=stages, steps=stages.steps, estimate=say),
+        )  # fmt: skip
+    page = _write(found, out)
+    if as_json:
+        print(json.dumps({**found, "page": str(page)}, allow_nan=False))
+        return
+    _print(found, page)
+
+
+def _truth(named: str | None, known_errors: str | None, noise: float | None) -> TruthName:
+    """Return the ground truth; a column of errors or noise implies that they are to be found."""
+    marked = known_errors is not None or noise is not None
+    truth = named or ("known-errors" if marked else "lds")
+    if known_errors is not None and noise is not None:
+        raise ConfigError("only one of --known-errors and --noise must be given, got both.")
+    if truth == "known-errors" and not marked:
+        raise ConfigError("--truth known-errors must come with --known-errors COL or --noise SHARE, got neither.")
+    if marked and truth != "known-errors":
+        raise ConfigError(f"--known-errors and --noise must go with --truth known-errors, got {truth!r}.")
+    return cast(TruthName, truth)
+
+
+def _begin(out: Path) -> None:
+    """Make the folder one that an interrupted comparison can be gone on with."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_manifest(out, {"kind": "comparison", "whence": __version__})
+    except OSError as error:
+        raise DataError(f"{out} must be writable, got: {error.strerror or error}. Choose another --out.") from error
+
+
+def _write(found: dict[str, Any], out: Path) -> Path:
+    """Write the folder: manifest, JSON, page. Trainings in its cache are kept."""
+    page = out / "comparison.html"
+    _begin(out)
+    try:
+        write_manifest(out, {"kind": "comparison", "whence": found["whence"], "created": found["created"]})
+        text = json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False)
+        (out / "comparison.json").write_text(text + "\n", encoding="utf-8")
+        page.write_text(render_comparison(found), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{out} must be writable, got: {error.strerror or error}. Choose another --out.") from error
+    return page
+
+
+def _print(found: dict[str, Any], page: Path) -> None:
+    """Print what was judged, the table, and the recommendation."""
+    console = Console(highlight=False)
+    truth = found["truth"]
+    console.print(f"[dim]{escape(' '.join([truth['what'], *found['said']]))}[/]")
+    if truth["ceiling"] is not None:
+        console.print(f"[dim]A method without any error would reach about {truth['ceiling']:.3f}.[/]")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("method")
+    for name in (truth["figure"], "95 % interval", "passes", "seconds"):
+        table.add_column(name, justify="right")
+    for entry in found["entries"]:
+        if entry["accuracy"] is None:
+            continue
+        value, low, high = (math.nan if part is None else part for part in entry["accuracy"])
+        name = f"[bold]{entry['name']}[/]" if entry["name"] == found["recommended"] else entry["name"]
+        name = f"{name} [dim]baseline[/]" if entry["baseline"] else name
+        equal = "=" if entry["equal"] else " "
+        cells = f"{value:.3f}{equal}", f"{low:.3f} to {high:.3f}", f"{entry['passes']:.2g}", f"{entry['seconds']:.2g}"
+        table.add_row(name, *cells)
+    console.print(table)
+    for entry in found["entries"]:
+        if entry["accuracy"] is None:
+            console.print(f"[dim]{entry['name']} does not apply: {escape(plain(entry['note'], 160))}[/]")
+    console.print(f"[bold]{escape(found['reason'])}[/]")
+    console.print(f"page: [bold]{escape(str(page))}[/]", soft_wrap=True)

@@ -1,0 +1,256 @@
+"""Which method to use: accuracy by a ground truth, cost, and the cheapest of those that nothing beats."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from whence.data import Examples
+from whence.errors import ConfigError, WhenceError
+from whence.evaluate.statistics import Interval
+from whence.evaluate.truths import Judgement, Truth
+from whence.scores import Scores, Signal
+from whence.tasks import Task
+
+__all__ = ["Comparison", "Contender", "Entry", "compare", "pass_seconds"]
+
+_CLOSE = 2.0  # costs within this factor count as equal: seconds vary from run to run
+_CHUNK = 128
+_TIMED = 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contender:
+    """A method that takes part.
+
+    Args:
+        name: What to call it.
+        run: () -> its scores (or, to find label errors, its suspicions as a `Signal`, larger = more suspect). What it
+            does is its cost.
+        baseline: Whether it is a humble baseline.
+        floor: Whether it knows nothing: what is not better than it is not recommended.
+    """
+
+    name: str
+    run: Callable[[], Scores | Signal] = field(repr=False)
+    baseline: bool = False
+    floor: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Entry:
+    """How a contender did.
+
+    Args:
+        name: Its name.
+        baseline: Whether it is a humble baseline.
+        accuracy: By the ground truth, or None where it does not apply.
+        seconds: Of its run.
+        passes: The same in plain forward+backward passes over the training examples.
+        behind: How much less accurate than the best it is, with a paired interval; None for the best itself.
+        equal: Whether that interval holds zero, so that nothing is shown to be better.
+        details: More figures by name.
+        note: Why it does not apply, else empty.
+    """
+
+    name: str
+    baseline: bool
+    accuracy: Interval | None
+    seconds: float
+    passes: float
+    behind: Interval | None = None
+    equal: bool = False
+    details: dict[str, Interval] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """All contenders, most accurate first, then those that do not apply.
+
+    Args:
+        figure: What accuracy is called.
+        entries: One a contender.
+        recommended: Name of the one to use, or None where none is better than chance.
+        reason: Why, in a sentence.
+        ceiling: What a method without any error would reach, where it is known.
+        pass_seconds: Of one plain forward+backward pass.
+    """
+
+    figure: str
+    entries: tuple[Entry, ...]
+    recommended: str | None
+    reason: str
+    ceiling: float | None
+    pass_seconds: float
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a frame: one row a method, in order; accuracy with its interval, cost, whether nothing beats it."""
+        return pd.DataFrame([_row(entry) for entry in self.entries]).set_index("method")
+
+
+def compare(
+    contenders: Sequence[Contender],
+    truth: Truth,
+    *,
+    seconds: float,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Run every contender once, judge all by one ground truth, and recommend one.
+
+    Recommended is, among those that the most accurate one does not beat significantly (95 %, paired bootstrap), the
+    one of least cost; of costs within a factor of two of the least, the most accurate.
+
+    Args:
+        contenders: Methods and baselines with different names.
+        truth: What they are judged by.
+        seconds: Of one plain forward+backward pass, see `pass_seconds`.
+        progress: Called with the name of each before it runs.
+
+    Returns:
+        The comparison. A contender that raises a `WhenceError` does not apply, and its entry says why. All but
+        seconds and passes is the same for the same contenders and truth.
+
+    Raises:
+        ConfigError: Names repeat, or none applies.
+
+    Cost: that of the contenders.
+    """
+    names = [contender.name for contender in contenders]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"contenders must have different names, got {sorted(names)}.")
+    found: dict[str, Scores | Signal] = {}
+    spent: dict[str, float] = {}
+    notes: dict[str, str] = {}
+    for contender in contenders:
+        if progress is not None:
+            progress(contender.name)
+        started = time.perf_counter()
+        try:
+            found[contender.name] = contender.run()
+        except WhenceError as error:
+            notes[contender.name] = str(error)
+        spent[contender.name] = time.perf_counter() - started
+    if not found:
+        raise ConfigError(f"at least one contender must apply, got none: {next(iter(notes.values()), 'no contender')}")
+    judged = truth.judge(found)
+    entries = _entries(contenders, judged, spent, notes, seconds)
+    recommended, reason = _recommend(entries, contenders, judged, truth.figure)
+    return Comparison(
+        figure=truth.figure,
+        entries=entries,
+        recommended=recommended,
+        reason=reason,
+        ceiling=judged.ceiling,
+        pass_seconds=seconds,
+    )
+
+
+def pass_seconds(task: Task, examples: Examples) -> float:
+    """Return the seconds of one plain forward+backward pass over the examples in batches of 128, the least of three.
+
+    Parameters must be trainable. Gradients are thrown away; the model is left as it was.
+    """
+    parameters = [p for p in task.model.parameters() if p.requires_grad]
+    least = float("inf")
+    with task.evaluating():
+        for _ in range(_TIMED):
+            started = time.perf_counter()
+            for batch in examples.batches(_CHUNK):
+                with torch.enable_grad():
+                    torch.autograd.grad(task.losses(task.place(batch)).mean(), parameters, allow_unused=True)
+            least = min(least, time.perf_counter() - started)
+    return least
+
+
+def _entries(
+    contenders: Sequence[Contender], judged: Judgement, spent: dict[str, float], notes: dict[str, str], seconds: float
+) -> tuple[Entry, ...]:
+    """Return the entries, most accurate first; ties and those that do not apply in the order given."""
+    best = max(judged.accuracy, key=lambda name: judged.accuracy[name].value)
+    entries = []
+    for contender in contenders:
+        name = contender.name
+        accuracy = judged.accuracy.get(name)
+        behind = None if accuracy is None or name == best else judged.gain(best, name)
+        entries.append(
+            Entry(
+                name=name,
+                baseline=contender.baseline,
+                accuracy=accuracy,
+                seconds=spent[name],
+                passes=spent[name] / seconds,
+                behind=behind,
+                equal=name == best or (behind is not None and behind.low <= 0),
+                details=dict(judged.details.get(name, {})),
+                note=notes.get(name, ""),
+            )
+        )
+    return tuple(sorted(entries, key=_order))
+
+
+def _order(entry: Entry) -> tuple[bool, float]:
+    """Return what sorts entries: applicable ones first, by accuracy."""
+    return entry.accuracy is None, 0.0 if entry.accuracy is None else -entry.accuracy.value
+
+
+def _recommend(
+    entries: Sequence[Entry], contenders: Sequence[Contender], judged: Judgement, figure: str
+) -> tuple[str | None, str]:
+    """Return the name of the method to use and a sentence that says why."""
+    best = entries[0]
+    assert best.accuracy is not None
+    floors = [contender.name for contender in contenders if contender.floor and contender.name in judged.accuracy]
+    if any(floor == best.name or judged.gain(best.name, floor).low <= 0 for floor in floors):
+        return None, (
+            f"No method is shown to be better than {floors[0]} by this ground truth ({figure} of the best, "
+            f"{best.name}: {_shown(best.accuracy)}). Use more subsets, seeds, queries or errors before choosing one."
+        )
+    equal = [entry for entry in entries if entry.equal and entry.name not in floors]
+    least = min(entry.passes for entry in equal)
+    chosen = next(entry for entry in equal if entry.passes <= _CLOSE * least)
+    assert chosen.accuracy is not None
+    cost = f"{_passes(chosen.passes)} plain passes"
+    if chosen is best:
+        rest = "" if len(equal) > 1 else ", and significantly more accurate than all others"
+        rest = rest or f", and none of the {len(equal) - 1} that it does not beat significantly costs less than half"
+        return chosen.name, (
+            f"Use {chosen.name}: it is the most accurate ({figure} {_shown(chosen.accuracy)}) for {cost}{rest}."
+        )
+    return chosen.name, (
+        f"Use {chosen.name}: its {figure} of {_shown(chosen.accuracy)} is not significantly below that of the most "
+        f"accurate, {best.name} ({best.accuracy.value:.3f}; difference {chosen.behind.value:.3f}, 95 % interval "  # type: ignore[union-attr]
+        f"{chosen.behind.low:.3f} to {chosen.behind.high:.3f}), and it costs {cost} instead of "  # type: ignore[union-attr]
+        f"{_passes(best.passes)}."
+    )
+
+
+def _shown(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _passes(passes: float) -> str:
+    return f"{passes:.2g}" if passes < 10 else f"{passes:.0f}"
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    """Return an entry as a row of the table."""
+    accuracy = entry.accuracy
+    return {
+        "method": entry.name,
+        "accuracy": np.nan if accuracy is None else accuracy.value,
+        "low": np.nan if accuracy is None else accuracy.low,
+        "high": np.nan if accuracy is None else accuracy.high,
+        "equal": entry.equal,
+        "baseline": entry.baseline,
+        "seconds": entry.seconds,
+        "passes": entry.passes,
+        **{name: interval.value for name, interval in entry.details.items()},
+        "note": entry.note,
+    }
