@@ -3,6 +3,7 @@
 from whence.audit.bench import Bench, Draw, Watch
 from whence.audit.clean import clean
 from whence.audit.comparison import CompareSettings, compare_data
+from whence.audit.evaluation import EvaluateSettings, evaluate_run
 from whence.audit.explain import Query, explain
 from whence.audit.folder import Run, open_run, reload_data, reload_task, write_run
 from whence.audit.job import METHODS, Audit, UserModel, audit, train_rows_of
@@ -13,6 +14,7 @@ __all__ = [
     "Bench",
     "CompareSettings",
     "Draw",
+    "EvaluateSettings",
     "Query",
     "Run",
     "UserModel",
@@ -20,6 +22,7 @@ __all__ = [
     "audit",
     "clean",
     "compare_data",
+    "evaluate_run",
     "explain",
     "open_run",
     "reload_data",

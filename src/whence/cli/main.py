@@ -12,6 +12,7 @@ from whence.cli.audit import audit_command
 from whence.cli.clean import clean_command
 from whence.cli.compare import compare_command
 from whence.cli.console import plain
+from whence.cli.evaluate import evaluate_command
 from whence.cli.explain import explain_command
 from whence.cli.methods import methods_command
 from whence.cli.plan import plan_command
@@ -34,6 +35,7 @@ app.command("audit")(audit_command)
 app.command("explain")(explain_command)
 app.command("clean")(clean_command)
 app.command("compare")(compare_command)
+app.command("evaluate")(evaluate_command)
 app.command("plan")(plan_command)
 app.command("methods")(methods_command)
 

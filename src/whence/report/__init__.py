@@ -15,6 +15,7 @@ from whence.report.cards import (
 )
 from whence.report.comparison import render_comparison
 from whence.report.content import Content, content_of
+from whence.report.evaluation import render_evaluation
 from whence.report.html import render, render_explanation
 from whence.report.summary import summarise
 
@@ -30,6 +31,7 @@ __all__ = [
     "content_of",
     "render",
     "render_comparison",
+    "render_evaluation",
     "render_explanation",
     "summarise",
 ]

@@ -26,11 +26,12 @@ _STRIP = 30  # more classes than this have no strip under the headline
 _LISTED = 20
 
 
-def render(summary: dict[str, Any]) -> str:
+def render(summary: dict[str, Any], evaluation: str | None = None) -> str:
     """The report of an audit as one HTML file.
 
     Args:
         summary: What ``summarise`` returned, or the same read back from JSON.
+        evaluation: Name of the page of an evaluation beside it, to link to; None for none.
 
     Returns:
         A whole page that works offline, in dark and light, on paper and on a phone. Without images it has
@@ -41,6 +42,7 @@ def render(summary: dict[str, Any]) -> str:
     """
     values = {
         "summary": summary,
+        "evaluation": evaluation,
         "data": htmlsafe_json_dumps(page_data(summary), ensure_ascii=False, allow_nan=False, separators=(",", ":")),
         "influence": _influence(summary),
         "suspicion": _suspicion(summary),

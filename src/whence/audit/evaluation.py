@@ -1,0 +1,234 @@
+"""Evaluating a run: do its scores predict what retraining by its own recipe really does?"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from whence.audit.bench import Bench, Bring, Draw, Watch, draw, stack_of
+from whence.audit.comparison import SEEDS_APART, data_card, leave_out_rows
+from whence.audit.folder import Run, reload_task
+from whence.audit.job import train_rows_of
+from whence.audit.sections import Judged, detected, fixed, left_out, ranked_subsets, removed
+from whence.data import LabelledData, as_examples
+from whence.errors import ConfigError
+from whence.evaluate.cost import estimate
+from whence.evaluate.curves import Sweep
+from whence.evaluate.retraining import Retraining
+from whence.methods import InfluenceAttribution, load
+from whence.tasks import Recipe, Task
+from whence.tasks.defaults import Default, default_for
+
+__all__ = ["EvaluateSettings", "evaluate_run"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """What to check of a run.
+
+    Args:
+        loo: Rows to leave out one at a time, or None.
+        lds: Random half-subsets to train on, or None.
+        remove: Shares of the rows in (0, 1) to remove, empty for none.
+        fix: Shares of the rows to give their suggested label, empty for none.
+        queries: Held-out rows to measure, at most.
+        seeds: Trainings of every set of rows.
+        controls: Random removals beside every one.
+        processes: As in `Retraining`.
+        cache: Where results of retraining are kept, or None.
+        seed: Seed of draws.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    loo: int | None = None
+    lds: int | None = None
+    remove: Sequence[float] = ()
+    fix: Sequence[float] = ()
+    queries: int = 200
+    seeds: int = 3
+    controls: int = 3
+    processes: int = 1
+    cache: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        limits = (("loo", self.loo, 4), ("lds", self.lds, 4), ("queries", self.queries, 1), ("seeds", self.seeds, 1))
+        for name, value, least in limits:
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}.")
+        for name, shares in (("remove", self.remove), ("fix", self.fix)):
+            if not all(0 < share < 1 for share in shares):
+                raise ConfigError(f"{name} must hold per cents between 0 and 100, got {[100 * s for s in shares]}.")
+
+    @property
+    def retrains(self) -> bool:
+        """Whether models must be trained again."""
+        return bool(self.loo or self.lds or self.remove or self.fix)
+
+
+def evaluate_run(
+    run: Run,
+    data: LabelledData,
+    settings: EvaluateSettings,
+    *,
+    errors: np.ndarray | None = None,
+    bring: Bring | None = None,
+    version: str = "",
+    watch: Watch | None = None,
+) -> dict[str, Any]:
+    """Check a run's scores and suspicions against retraining and against known errors.
+
+    Queries are rows outside the train split, and the scores are the run's own. Without a split, rows are held out, and
+    model and scores are made again without them, by the run's recipe and method.
+
+    Args:
+        run: An audit.
+        data: The data that was audited.
+        settings: What to check.
+        errors: Whether the label of a row is known to be wrong [N]; None for no such knowledge.
+        bring: Returns the user's model again, for a run that was made with one.
+        version: Version to name in the result.
+        watch: What is told of progress, and of what retraining will cost before it begins.
+
+    Returns:
+        A JSON-able dict of format 1, which `whence.report.render_evaluation` takes.
+
+    Raises:
+        ConfigError: Nothing is asked for, or the model cannot be trained again.
+
+    Cost: the trainings that are asked for, less those in the cache; without a split one more, and a fit.
+    """
+    if not settings.retrains and errors is None:
+        raise ConfigError("at least one of --loo, --lds, --remove, --fix and --known-errors must be given, got none.")
+    watch, started = watch or Watch(), time.perf_counter()
+    sections: dict[str, Any] = {}
+    if errors is not None:
+        watch.say("ranking known errors")
+        sections["detection"] = detected(run, data, errors, settings.seed)
+    if settings.retrains:
+        judged, said = _judged(run, data, settings, errors, bring, watch)
+        _announce(judged, settings, watch)
+        for name, stage, section in _sections(judged, settings):
+            sections[name] = {**section(watch.steps(stage, 0)), "seeds": settings.seeds, "said": list(said)}
+    return {
+        "format": 1,
+        "whence": version,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "data": data_card(data),
+        "model": run.summary["model"],
+        "method": run.summary["method"],
+        "seconds": time.perf_counter() - started,
+        **sections,
+    }
+
+
+def _judged(
+    run: Run, data: LabelledData, settings: EvaluateSettings, errors: np.ndarray | None, bring: Bring | None,
+    watch: Watch,
+) -> tuple[Judged, tuple[str, ...]]:  # fmt: skip
+    """Return model, scores and recipe, with queries that were not trained on, and what was held out."""
+    watch.say("restoring the run")
+    train, queries, said = draw(data, Draw(rows=max(len(data), 8), queries=settings.queries, seed=settings.seed))
+    if errors is not None and errors[queries].any():
+        said = (*said, f"{int(errors[queries].sum())} queries with labels known to be wrong were left out.")
+        queries = queries[~errors[queries]]
+    bench = _bench(run, data, train, queries, bring)
+    if bench.recipe is None:
+        raise ConfigError(
+            "a model of your own must come with its recipe to be trained again. Let FUNC return (Recipe, inputs), or "
+            "use --known-errors alone."
+        )
+    attribution = _stored(run, data, bench)
+    if train_rows_of(data) is None:
+        said = (*said, "Model and scores were made again without the held-out rows, by the run's own recipe and method.")
+        callback = watch.stage("training without the queries", bench.recipe.epochs)
+        model = bench.recipe.train(bench.train, seed=int(run.manifest["seed"]), on_epoch=callback)
+        attribution = attribution.config.fit(bench.recipe.task(model), bench.train)
+    retraining = Retraining(
+        recipe=bench.recipe,
+        seeds=tuple(settings.seed + SEEDS_APART + number for number in range(settings.seeds)),
+        stack=stack_of(bench.recipe),
+        processes=settings.processes,
+        cache=settings.cache,
+    )
+    method = str(run.summary["method"]["name"])
+    return Judged(bench=bench, attribution=attribution, retraining=retraining, run=run, method=method), said
+
+
+def _bench(run: Run, data: LabelledData, train: np.ndarray, queries: np.ndarray, bring: Bring | None) -> Bench:
+    """Return rows, queries and recipe of the run."""
+    if run.manifest["model"]["embedded"]:
+        default = default_for(data, seed=int(run.manifest["seed"]))
+        inputs: Any = default.preparation.transform(data) if default.inputs is None else default.inputs
+        return _rows(data, (train, queries), inputs, recipe=default.recipe, default=default, name=default.name)
+    if bring is None:
+        raise ConfigError(
+            "--model FILE.py:FUNC must be given again: the run used your own model, and a run never imports code."
+        )
+    own = bring(data)
+    return _rows(data, (train, queries), own.inputs, recipe=own.recipe, model=own.model, name=own.name)
+
+
+def _rows(
+    data: LabelledData, rows: tuple[np.ndarray, np.ndarray], inputs: Any, *, name: str,
+    recipe: Recipe | None = None, model: nn.Module | None = None, default: Default | None = None,
+) -> Bench:  # fmt: skip
+    """Return rows with their inputs as training examples and queries."""
+    train, queries = rows
+    examples = as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids)
+    return Bench(
+        data=data, train_rows=train, train=examples.select(train), queries=examples.select(queries), recipe=recipe,
+        model=model, default=default, name=name, said=(),
+    )  # fmt: skip
+
+
+def _stored(run: Run, data: LabelledData, bench: Bench) -> InfluenceAttribution:
+    """Return the run's own attribution."""
+    if bench.model is None:
+        return reload_task(run, data)[2]
+    rows = train_rows_of(data)
+    if rows is None:  # only its settings are used
+        return load(run.folder / "attribution", Task(bench.model, "cross_entropy"))
+    return load(run.folder / "attribution", Task(bench.model, "cross_entropy"), bench.train)
+
+
+def _announce(judged: Judged, settings: EvaluateSettings, watch: Watch) -> None:
+    """Say what retraining will cost: what can be done in stacks, and what is done one at a time."""
+    train, queries = judged.bench.train, judged.bench.queries
+    shares, controls = len(settings.remove), settings.controls
+    together = (settings.loo or -1) + 1 + (settings.lds or 0) + (1 + shares * (2 + controls) if shares else 0)
+    if together:
+        watch.estimate(estimate(judged.retraining, train, queries, together))
+    if settings.fix:
+        single = replace(judged.retraining, stack=1)
+        watch.estimate(estimate(single, train, queries, 1 + len(settings.fix) * (1 + controls)))
+
+
+def _sections(
+    judged: Judged, settings: EvaluateSettings
+) -> list[tuple[str, str, Callable[[Callable[[int, int], None] | None], dict[str, Any]]]]:
+    """Return what is asked for: name, stage, and what makes the section when it is told how to show progress."""
+    found: list[tuple[str, str, Callable[[Callable[[int, int], None] | None], dict[str, Any]]]] = []
+    if settings.loo:
+        task = judged.attribution.task
+        rows = leave_out_rows(task, judged.bench, settings.loo, settings.seed)
+        found.append(("loo", "leaving rows out", lambda step: left_out(judged.showing(step), rows, settings.seed)))
+    if settings.lds:
+        count = settings.lds
+        found.append(("lds", "training on halves", lambda s: ranked_subsets(judged.showing(s), count, settings.seed)))
+    for name, shares, made in (("removal", settings.remove, removed), ("fix", settings.fix, fixed)):
+        if shares:
+            sweep = Sweep(shares=tuple(shares), controls=settings.controls, seed=settings.seed)
+            stage = "removing rows" if name == "removal" else "correcting labels"
+            found.append((name, stage, lambda s, made=made, sweep=sweep: made(judged.showing(s), sweep)))  # type: ignore[misc]
+    return found
