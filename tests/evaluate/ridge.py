@@ -51,11 +51,11 @@ def recipe() -> wh.Recipe:
     return wh.Recipe(train=closed_form, loss="mse", weight_decay=DECAY)
 
 
-def descending() -> wh.Recipe:
+def descending(gradient_norm: float = 1e-8) -> wh.Recipe:
     """Return the same objective for L-BFGS."""
     return wh.Recipe(
         build=lambda: nn.Linear(FEATURES, 1, bias=False).double(), loss="mse", weight_decay=DECAY, optimizer="lbfgs",
-        gradient_norm=1e-8,
+        gradient_norm=gradient_norm,
     )  # fmt: skip
 
 

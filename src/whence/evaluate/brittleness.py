@@ -19,11 +19,11 @@ from whence.evaluate.retraining import Retraining
 from whence.evaluate.statistics import Interval, over_draws, over_seeds
 from whence.scores import Scores
 
-__all__ = ["Brittle", "Brittleness", "Search", "Trial", "brittleness"]
+__all__ = ["Brittle", "Brittleness", "FlipSearch", "Trial", "brittleness"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class FlipSearch:
     """How to look for the smallest set.
 
     Args:
@@ -124,21 +124,21 @@ class Brittleness:
 
 
 def brittleness(
-    retraining: Retraining, train: Any, queries: Any, scores: Scores, *, search: Search | None = None
+    retraining: Retraining, train: Any, queries: Any, scores: Scores, *, search: FlipSearch | None = None
 ) -> Brittleness:
     r"""Find, for every query, a smallest set of training examples whose removal flips its prediction.
 
     Examples go in the order of their scores, so that a set is known by its size k. The first size is that at which the
-    predicted margin, m + (N/(N−k)) Σ s, comes below 0 (the largest where it never does); it is doubled until the prediction
-    flips, and then the sizes between the largest that did not flip and the smallest that did are bisected. A prediction
-    counts as flipped where the mean margin over seeds is not positive. Margins need not fall evenly with the size, so
-    that a smaller set than the one found can exist: the answer is an upper bound.
+    predicted margin, m + (N/(N−k)) Σ s, comes below 0 (the largest where it never does); it is doubled until the
+    prediction flips, and then the sizes between the largest that did not flip and the smallest that did are bisected.
+    A prediction counts as flipped where the mean margin over seeds is not positive. Margins need not fall evenly with
+    the size, so that a smaller set than the one found can exist: the answer is an upper bound.
 
     Args:
         retraining: How to train, with which seeds. Its measurement is not used.
         train: Training examples: anything that `as_examples` takes.
         queries: Queries with targets of the right type; what is flipped is the predicted class, right or wrong.
-        scores: Scores of the queries' margins or losses (see `Search`).
+        scores: Scores of the queries' margins or losses (see `FlipSearch`).
         search: How far to look.
 
     Returns:
@@ -147,8 +147,8 @@ def brittleness(
     Raises:
         ConfigError: Scores do not cover queries or examples, or queries have no single class.
 
-    Cost: two trainings a seed, and about 2 log₂(k) + controls a query and seed; all queries take their steps together, so that
-    processes and stacks are used.
+    Cost: two trainings a seed, and about 2 log₂(k) + controls a query and seed; all queries take their steps
+    together, so that processes and stacks are used.
     Reference: Ilyas et al. (2022), §4.2; Yang et al. (2023) search for the smallest set likewise.
 
     Example:
@@ -159,10 +159,10 @@ def brittleness(
         >>> task = recipe.task(recipe.train(wh.as_examples(train)), Margin())
         >>> query = (torch.tensor([[0.2]]), torch.tensor([1]))
         >>> scores = wh.Influence(curvature=wh.Exact()).fit(task, train).scores(query)
-        >>> brittleness(Retraining(recipe=recipe), train, query, scores, search=Search(largest=0.5)).queries[0].size
+        >>> brittleness(Retraining(recipe=recipe), train, query, scores, search=FlipSearch(largest=0.5)).queries[0].size
         1
     """
-    walk = _Walk.start(retraining, as_examples(train), as_examples(queries), scores, search or Search())
+    walk = _Walk.start(retraining, as_examples(train), as_examples(queries), scores, search or FlipSearch())
     while walk.step():
         pass
     seekers = walk.seekers
@@ -223,11 +223,11 @@ class _Walk:
     queries: Examples
     classes: np.ndarray
     seekers: list[_Seeker]
-    search: Search
+    search: FlipSearch
 
     @classmethod
     def start(
-        cls, retraining: Retraining, examples: Examples, queries: Examples, scores: Scores, search: Search
+        cls, retraining: Retraining, examples: Examples, queries: Examples, scores: Scores, search: FlipSearch
     ) -> _Walk:
         """Train on everything, and order the examples for every query."""
         if queries.targets is None or queries.targets.numel() != len(queries):
@@ -271,13 +271,13 @@ class _Walk:
         sets = [self.examples.ids[rows[: seeker.found.size]] for seeker in self.seekers for rows in orders]
         measured = self.retraining.measure(self.examples, self.queries, sets).numpy()
         for column, seeker in enumerate(self.seekers):
-            random = measured[column * draws : (column + 1) * draws, :, column]  # [C, S]
+            drawn = measured[column * draws : (column + 1) * draws, :, column]  # [C, S]
             found = seeker.found
             yield Brittle(
                 query=self.queries.ids[column], prediction=float(self.classes[column]),
                 margin=seeker.trials[0].actual, size=found.size if found.actual.value <= 0 else None,
                 ids=self.examples.ids[seeker.rows[: found.size]], found=found,
-                random=over_draws(random.mean(0), random), random_flipped=float((random <= 0).mean()),
+                random=over_draws(drawn.mean(0), drawn), random_flipped=float((drawn <= 0).mean()),
                 tried=tuple(trial for _, trial in sorted(seeker.trials.items())),
             )  # fmt: skip
 

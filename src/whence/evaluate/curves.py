@@ -286,14 +286,14 @@ class _Points:
         values = self.measured[place].mean(-1)  # [J, S]
         first = list(given.rankings).index(ranking)
         after = values[1 + first * width + number]
-        random = values[1 + (len(given.rankings) + np.arange(given.controls)) * width + number] - values[0]  # [C, S]
+        drawn = values[1 + (len(given.rankings) + np.arange(given.controls)) * width + number] - values[0]  # [C, S]
         rows = given.orders[first][: given.counts[number]]
         return CurvePoint(
             ranking=ranking, measurement=measurement, count=len(rows), share=len(rows) / len(given.examples),
             changed=changed(rows), value=over_seeds(after), change=over_seeds(after - values[0]),
             predicted=self._predicted(self.predicting[ranking].get(measurement), measurement, rows),
-            control=over_draws(random.mean(0), random),
-            advantage=over_draws(after - values[0] - random.mean(0), random),
+            control=over_draws(drawn.mean(0), drawn),
+            advantage=over_draws(after - values[0] - drawn.mean(0), drawn),
         )  # fmt: skip
 
     def _predicted(self, scores: Scores | None, measurement: str, rows: np.ndarray) -> float | None:

@@ -171,6 +171,8 @@ def _resampled(
         errors = taken @ sought
         taken = taken[(errors > 0) & (errors < size)]
         left -= len(taken)
+        if not len(taken):
+            continue
         for name, value in values.items():
             ranked = Ranked.of(value, sought, taken)
             found[name].append(

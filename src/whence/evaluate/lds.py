@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
+from torch import Tensor
 
 from whence.errors import ConfigError
-from whence.evaluate.statistics import Interval, bootstrap, chance, correlation
+from whence.evaluate.rankings import positions
+from whence.evaluate.statistics import Interval, bootstrap, correlation, unit_rows
 from whence.evaluate.subsets import SubsetOutputs, Subsets, removed_sums
 from whence.scores import Scores
 
@@ -69,8 +71,8 @@ def lds(scores: Scores, subsets: Subsets, outputs: SubsetOutputs, *, resamples: 
     rows = _rows(scores.query_ids, outputs.query_ids)
     predicted = removed_sums(scores.values[rows], scores.ids, subsets)  # [Q, M]
     actual = outputs.values.numpy()  # [M, S, Q]
-    ranks = _ranked(predicted), _ranked(actual.mean(1).T)
-    per_query = correlation(*ranks)
+    ranks = _ranked(actual.mean(1).T)
+    per_query = correlation(_ranked(predicted), ranks)
     stable = reliability(actual)
     return LDS(
         per_query=per_query,
@@ -78,7 +80,7 @@ def lds(scores: Scores, subsets: Subsets, outputs: SubsetOutputs, *, resamples: 
         interval=bootstrap(per_query, resamples=resamples, seed=seed),
         reliability=stable,
         ceiling=float(np.sqrt(max(stable, 0.0))) if np.isfinite(stable) else float("nan"),
-        chance=chance(*ranks),
+        chance=_chance(scores.values[rows], scores.ids, subsets, ranks),
         subsets=len(subsets),
     )
 
@@ -103,6 +105,19 @@ def reliability(actual: np.ndarray) -> float:
     mean = float(np.mean(pairs))
     stepped: float = seeds * mean / (1 + (seeds - 1) * mean)
     return stepped
+
+
+def _chance(scores: Tensor, ids: np.ndarray, subsets: Subsets, actual: np.ndarray) -> float:
+    """Return 1.96 standard deviations of the score over shuffles of the ids, with Pearson's correlation for the ranks.
+
+    A shuffled sum is s_π · b for b = (centred subsets)ᵀ (unit actual ranks), whose variance over π is Hoeffding's.
+    """
+    columns = positions(ids, subsets.ids, "example")
+    sums = unit_rows(scores.detach().cpu().double().numpy()[:, columns])  # [Q, N]
+    centred = subsets.kept - subsets.kept.mean(0)
+    weights = unit_rows(actual) @ centred  # [Q, N]
+    variance = ((sums @ sums.T) * (weights @ weights.T)).sum() / len(sums) ** 2 / (centred**2).sum()
+    return float(1.96 * np.sqrt(variance))
 
 
 def _ranked(values: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def positions(have: np.ndarray, want: np.ndarray, what: str) -> np.ndarray:
     missing = [id_ for id_ in want.tolist() if id_ not in place]
     if missing:
         raise ConfigError(f"values must cover every {what}, got none for {missing[0]!r}. Score all of them.")
-    return np.array([place[id_] for id_ in want.tolist()])
+    return np.array([place[id_] for id_ in want.tolist()], dtype=np.int64)
 
 
 def predicted_sums(scores: Scores, examples: Examples, query_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:

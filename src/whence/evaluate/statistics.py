@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 
-__all__ = ["Interval", "bootstrap", "chance", "correlation", "over_draws", "over_seeds", "percentiles"]
+__all__ = ["Interval", "bootstrap", "chance", "correlation", "over_draws", "over_seeds", "percentiles", "unit_rows"]
 
 _LEVEL = 0.95
 
@@ -43,13 +43,17 @@ def chance(x: np.ndarray, y: np.ndarray) -> float:
 
     Reference: Hoeffding (1951), the variance of Σ_k G[π(k), k] for a G with rows and columns of sum 0.
     """
-    units = []
-    for side in (x, y):
-        centred = side - side.mean(-1, keepdims=True)
-        length = np.sqrt((centred**2).sum(-1, keepdims=True))
-        units.append(np.divide(centred, length, out=np.zeros_like(centred), where=length > 0))
-    rows, columns = x.shape
-    return float(1.96 * np.linalg.norm(units[0].T @ units[1] / rows) / np.sqrt(columns - 1))
+    one, other = unit_rows(x), unit_rows(y)
+    variance = ((one @ one.T) * (other @ other.T)).sum() / len(x) ** 2 / (x.shape[1] - 1)
+    return float(1.96 * np.sqrt(variance))
+
+
+def unit_rows(values: np.ndarray) -> np.ndarray:
+    """Return rows centred and of length 1; zeros where a row is constant."""
+    centred = values - values.mean(-1, keepdims=True)
+    length = np.sqrt((centred**2).sum(-1, keepdims=True))
+    found: np.ndarray = np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
+    return found
 
 
 def bootstrap(values: np.ndarray, *, resamples: int, seed: int) -> Interval:

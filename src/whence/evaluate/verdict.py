@@ -198,11 +198,14 @@ def _told(found: Curve, point: CurvePoint) -> str:
     change, control = (_plus_minus(interval, factor, unit) for interval in (point.change, point.control))
     done = {"removal": "Removing", "correction": "Checking and correcting"}[found.treatment]
     verb = "raises" if point.change.value > 0 else "lowers"
+    change = f"{verb} {point.measurement} by {change.removeprefix('-')}"
+    if point.change.value == 0:
+        change = f"leaves {point.measurement} as it is"
     what = {"removal": "", "correction": f", of which {point.changed} had a wrong label,"}[found.treatment]
     told = "" if point.predicted is None else f"; predicted {_number(factor * point.predicted)}"
     return (
-        f"{done} the {point.count} examples ({_percent(point.share)}) that {point.ranking!r} puts first{what} {verb} "
-        f"{point.measurement} by {change.removeprefix('-')}{told}; {point.count} random ones change it by {control}."
+        f"{done} the {point.count} examples ({_percent(point.share)}) that {point.ranking!r} puts first{what} {change}"
+        f"{told}; {point.count} random ones change it by {control}."
     )
 
 
