@@ -15,6 +15,7 @@ COMMANDS = [
     ["oracle_gates.py"],
     ["index.py"],
     ["lds.py", "--no-peers"],
+    ["lds_reference.py"],
     ["retraining.py"],
     ["label_errors.py", "--sets", "sms"],
 ]
