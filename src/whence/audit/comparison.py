@@ -61,9 +61,13 @@ class CompareSettings:
     def __post_init__(self) -> None:
         if self.truth not in ("lds", "loo", "known-errors"):
             raise ConfigError(f"truth must be lds, loo or known-errors, got {self.truth!r}.")
-        for name, value, least in (("subsets", self.subsets, 4), ("loo", self.loo, 4), ("seeds", self.seeds, 1)):
+        limits = (("subsets", self.subsets, 4), ("loo", self.loo, 4), ("seeds", self.seeds, 1),
+                  ("processes", self.processes, 1))  # fmt: skip
+        for name, value, least in limits:
             if value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}.")
+        if self.truth != "known-errors" and self.drawn.queries < 1:
+            raise ConfigError(f"queries must be at least 1 for {self.truth}, got {self.drawn.queries}.")
         if self.noise is not None and not 0 < self.noise < 1:
             raise ConfigError(f"noise must be a share between 0 and 1, got {self.noise}. Try 0.1.")
 
@@ -182,9 +186,7 @@ def _trained(bench: Bench, settings: CompareSettings, watch: Watch) -> Task:
     return Task(bench.model, "cross_entropy")
 
 
-def _retrained(
-    bench: Bench, task: Task, settings: CompareSettings, watch: Watch
-) -> tuple[Truth, dict[str, Any]]:
+def _retrained(bench: Bench, task: Task, settings: CompareSettings, watch: Watch) -> tuple[Truth, dict[str, Any]]:
     """Return the ground truth of retraining, and what was done."""
     assert bench.recipe is not None
     retraining = Retraining(
@@ -194,28 +196,32 @@ def _retrained(
         processes=settings.processes,
         cache=settings.cache,
     )
-    count = settings.subsets if settings.truth == "lds" else settings.loo + 1
-    watch.estimate(estimate(retraining, bench.train, bench.queries, count))
-    retraining = replace(retraining, progress=watch.steps("training again", count * settings.seeds))
     if settings.truth == "lds":
         subsets = sample_subsets(bench.train, settings.subsets, seed=settings.seed)
+        retraining = _announced(retraining, bench, [subsets.ids[~kept] for kept in subsets.kept], watch)
         outputs = train_subsets(retraining, bench.train, bench.queries, subsets)
         what = f"Models trained on {settings.subsets} random halves of the training rows, {settings.seeds} seeds each."
-        return SubsetTruth(subsets=subsets, outputs=outputs, seed=settings.seed), {"count": count, "what": what}
+        return SubsetTruth(subsets=subsets, outputs=outputs, seed=settings.seed), {"count": len(subsets), "what": what}
     rows = leave_out_rows(task, bench, settings.loo, settings.seed)
     ids = bench.train.ids[rows]
-    measured = retraining.measure(bench.train, bench.queries, [[], *([id_] for id_ in ids.tolist())])  # [K+1, S, Q]
+    sets: list[Any] = [[], *([id_] for id_ in ids.tolist())]
+    retraining = _announced(retraining, bench, sets, watch)
+    measured = retraining.measure(bench.train, bench.queries, sets)  # [K+1, S, Q]
     changes = measured[1:] - measured[:1]
     assert bench.queries is not None
-    actual = Scores(
-        values=changes.mean(1).T, query_ids=bench.queries.ids, ids=ids, unit=retraining.unit
-    )
+    actual = Scores(values=changes.mean(1).T, query_ids=bench.queries.ids, ids=ids, unit=retraining.unit)
     what = (
         f"Models trained without one of {len(ids)} rows (half of them those of highest loss, the others drawn at "
         f"random), {settings.seeds} seeds each."
     )
     by_seed = np.moveaxis(changes.numpy(), 0, -1)  # [S, Q, K]
     return LeaveOneOutTruth(actual=actual, by_seed=by_seed, seed=settings.seed), {"count": len(ids), "what": what}
+
+
+def _announced(retraining: Retraining, bench: Bench, sets: list[Any], watch: Watch) -> Retraining:
+    """Say what training without each of these sets of ids will cost; return what will tell of its progress."""
+    watch.estimate(estimate(retraining, bench.train, bench.queries, sets))
+    return replace(retraining, progress=watch.steps("training again", len(sets) * len(retraining.seeds)))
 
 
 def data_card(data: LabelledData) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +20,13 @@ from whence.audit.folder import Run, reload_task
 from whence.audit.job import train_rows_of
 from whence.audit.sections import Judged, detected, fixed, left_out, ranked_subsets, removed
 from whence.data import LabelledData, as_examples
-from whence.errors import ConfigError
+from whence.errors import ConfigError, RunFormatError
 from whence.evaluate.cost import estimate
 from whence.evaluate.curves import Sweep
 from whence.evaluate.retraining import Retraining
+from whence.features import read_tensors
 from whence.methods import InfluenceAttribution, load
-from whence.tasks import Recipe, Task
+from whence.tasks import Recipe
 from whence.tasks.defaults import Default, default_for
 
 __all__ = ["EvaluateSettings", "evaluate_run"]
@@ -62,7 +64,8 @@ class EvaluateSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        limits = (("loo", self.loo, 4), ("lds", self.lds, 4), ("queries", self.queries, 1), ("seeds", self.seeds, 1))
+        limits = (("loo", self.loo, 4), ("lds", self.lds, 4), ("queries", self.queries, 1),
+                  ("seeds", self.seeds, 1), ("processes", self.processes, 1))  # fmt: skip
         for name, value, least in limits:
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}.")
@@ -140,7 +143,7 @@ def _judged(
     watch.say("restoring the run")
     train, queries, said = draw(data, Draw(rows=max(len(data), 8), queries=settings.queries, seed=settings.seed))
     if errors is not None and errors[queries].any():
-        said = (*said, f"{int(errors[queries].sum())} queries with labels known to be wrong were left out.")
+        said = (*said, f"{int(errors[queries].sum())} of them have labels known to be wrong and were not asked about.")
         queries = queries[~errors[queries]]
     bench = _bench(run, data, train, queries, bring)
     if bench.recipe is None:
@@ -150,7 +153,7 @@ def _judged(
         )
     attribution = _stored(run, data, bench)
     if train_rows_of(data) is None:
-        said = (*said, "Model and scores were made again without the held-out rows, by the run's own recipe and method.")
+        said = (*said, "Model and scores were made again without held-out rows, by the run's own recipe and method.")
         callback = watch.stage("training without the queries", bench.recipe.epochs)
         model = bench.recipe.train(bench.train, seed=int(run.manifest["seed"]), on_epoch=callback)
         attribution = attribution.config.fit(bench.recipe.task(model), bench.train)
@@ -193,13 +196,20 @@ def _rows(
 
 
 def _stored(run: Run, data: LabelledData, bench: Bench) -> InfluenceAttribution:
-    """Return the run's own attribution."""
+    """Return the run's own attribution; a user's model gets the weights that lie in the run."""
     if bench.model is None:
         return reload_task(run, data)[2]
-    rows = train_rows_of(data)
-    if rows is None:  # only its settings are used
-        return load(run.folder / "attribution", Task(bench.model, "cross_entropy"))
-    return load(run.folder / "attribution", Task(bench.model, "cross_entropy"), bench.train)
+    state = read_tensors(run.folder / "model.safetensors")
+    kinds = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
+    model = copy.deepcopy(bench.model).to(kinds[0] if kinds else None)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        cause = " ".join(str(error).split())[:200]
+        raise RunFormatError(f"weights of run {str(run.folder)!r} must fit the model, got: {cause}.") from error
+    assert bench.recipe is not None
+    examples = None if train_rows_of(data) is None else bench.train
+    return load(run.folder / "attribution", bench.recipe.task(model.eval()), examples)
 
 
 def _announce(judged: Judged, settings: EvaluateSettings, watch: Watch) -> None:

@@ -48,6 +48,11 @@ class UserModel:
     name: str = "your model"
     recipe: Recipe | None = None
 
+    @property
+    def task(self) -> Task:
+        """The model with the objective of its recipe, or with a plain cross-entropy."""
+        return Task(self.model, "cross_entropy") if self.recipe is None else self.recipe.task(self.model)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Audit:
@@ -214,7 +219,7 @@ def _judge(job: _Job) -> _Judged:
     default = job.default
     if default is None:
         assert job.model is not None
-        task = Task(job.model.model, "cross_entropy")
+        task = job.model.task
         return _Judged(task=task, logits=_user_logits(task, job.examples, job.data), held_out=None, fits=None)
     fits = fit_members(
         job.examples,

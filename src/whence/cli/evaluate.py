@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from whence import __version__
-from whence.audit import EvaluateSettings, Run, UserModel, Watch, evaluate_run, open_run, reload_data, train_rows_of
+from whence.audit import EvaluateSettings, Run, UserModel, Watch, evaluate_run, open_run, reload_data
 from whence.cli.console import Stages
 from whence.cli.options import Quiet, Seed
 from whence.cli.usermodel import load_user_model
@@ -59,7 +59,7 @@ def evaluate_command(
 
     def bring(used: LabelledData) -> UserModel:
         assert model is not None
-        return load_user_model(model, weights, used, train=train_rows_of(used) is not None)
+        return load_user_model(model, weights, used, train=False)
 
     def say(cost: RetrainingCost) -> None:
         told.print(f"retraining: {cost}")

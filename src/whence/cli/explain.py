@@ -20,7 +20,6 @@ from whence.data import LabelledData, ReadOptions, as_examples, read_like
 from whence.errors import ConfigError, DataError
 from whence.methods import InfluenceAttribution, load
 from whence.report import render_explanation
-from whence.tasks import Task
 
 __all__ = ["explain_command"]
 
@@ -94,7 +93,7 @@ def _restore(
     examples = as_examples((own.inputs, torch.from_numpy(audited.labels)), ids=audited.ids)
     train_rows = train_rows_of(audited)
     examples = examples if train_rows is None else examples.select(train_rows)
-    attribution = load(run.folder / "attribution", Task(own.model, "cross_entropy"), examples)
+    attribution = load(run.folder / "attribution", own.task, examples)
     if asked is audited:
         return attribution, own.inputs
     return attribution, load_user_model(spec, weights, asked).inputs

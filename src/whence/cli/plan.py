@@ -18,7 +18,6 @@ from whence.cli.options import Data, Drop, IdColumn, Image, Label, Method, Model
 from whence.cli.usermodel import load_user_model
 from whence.data import LabelledData, ReadOptions, as_examples, read
 from whence.methods import Influence, Plan, plan
-from whence.tasks import Task
 from whence.tasks.defaults import default_for
 
 __all__ = ["plan_command"]
@@ -59,8 +58,8 @@ def _plan(data: LabelledData, spec: str | None, weights: Path | None, method: st
     """Return the plan for a user's model, or for the embedded default with untrained weights."""
     layers = None
     if spec is not None:
-        own = load_user_model(spec, weights, data)
-        task, inputs = Task(own.model, "cross_entropy"), own.inputs
+        own = load_user_model(spec, weights, data, train=False)
+        task, inputs = own.task, own.inputs
     else:
         default = default_for(data, seed=seed)
         inputs = default.preparation.transform(data) if default.inputs is None else default.inputs

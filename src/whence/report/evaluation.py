@@ -16,7 +16,8 @@ def render_evaluation(found: dict[str, Any]) -> str:
     """The page of an evaluation of a run.
 
     Args:
-        found: A dict of format 1: ``data``, ``model``, ``method``, ``seconds``, ``whence``, ``created``, and any of ``loo``, ``lds``, ``detection``, ``removal`` and ``fix``; each but the last two with
+        found: A dict of format 1: ``data``, ``model``, ``method``, ``seconds``, ``whence``, ``created``,
+            and any of ``loo``, ``lds``, ``detection``, ``removal`` and ``fix``; each but the last two with
             ``sentence``, ``level`` and ``good``, those with a list of such ``sentences``. Intervals are lists of
             value, low and high (None where not known).
 

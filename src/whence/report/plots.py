@@ -11,7 +11,7 @@ from whence.report.charts import Tick, round_step, tick_text
 
 __all__ = ["Axis", "Dot", "Line", "Plot", "axis", "band", "curve"]
 
-_FEWEST_APART = 8.0
+_LEAST_APART = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class Axis:
             value, ends = float(np.log10(max(value, self.low))), np.log10(ends)
         return round(float(np.clip(100 * (value - ends[0]) / (ends[1] - ends[0]), 0, 100)), 2)
 
-    def ticks(self, count: int = 5) -> tuple[Tick, ...]:
-        """Round values along the axis."""
+    def ticks(self, count: int = 7) -> tuple[Tick, ...]:
+        """About so many round values along the axis, at least 8 % of it apart."""
         if self.log:
             steps = np.array([1.0, 2, 5]) if self.high < 30 * self.low else np.array([1.0])
             powers = 10.0 ** np.arange(np.floor(np.log10(self.low)), np.ceil(np.log10(self.high)) + 1)
@@ -47,7 +47,7 @@ class Axis:
         found: list[Tick] = []
         for value in values[(values >= self.low * (1 - 1e-9 if self.low > 0 else 1 + 1e-9)) & (values <= self.high)]:
             at = self.place(float(value))
-            if not found or at - found[-1].at >= _FEWEST_APART:
+            if not found or at - found[-1].at >= _LEAST_APART:
                 found.append(Tick(at=at, text=tick_text(float(f"{value:.10g}"))))
         return tuple(found)
 
