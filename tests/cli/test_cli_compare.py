@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from cli_samples import Outcome, sms, write_csv
+from cli_samples import EXAMPLES, Outcome, sms, write_csv
 
 Call = Callable[..., Outcome]
 
@@ -152,6 +152,14 @@ def test_texts_with_the_embedded_default(call: Call, tmp_path: Path) -> None:
     names = {entry["name"] for entry in found["entries"] if entry["accuracy"]}
     assert {"BM25", "audit's suspicion", "EK-FAC, as in audit"} <= names
     assert found["recommended"] is None or found["recommended"] in found["reason"]
+
+
+def test_the_example_of_a_network_of_ones_own(call: Call, tmp_path: Path) -> None:
+    model = f"{EXAMPLES.parent / 'mnist_mlp.py'}:mlp"
+    shown = call("compare", EXAMPLES / "fashion_mnist_1000.npz", "--model", model, "--rows", 60, "--queries", 5,
+                 "--truth", "known-errors", "--noise", 0.2, "--json", "--out", tmp_path / "out")  # fmt: skip
+    assert shown.code == 0, shown.err
+    assert json.loads(shown.out)["model"] == {"name": "mlp", "parameters": 269_322}
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,15 @@ def test_costs_within_a_factor_of_two_are_equal(monkeypatch: pytest.MonkeyPatch)
     assert found.recommended == "next"
 
 
+def test_a_much_cheaper_one_that_is_nearly_as_accurate_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seconds, named in (([9.0, 1.0, 0.1, 0.01], True), ([4.0, 1.0, 0.1, 0.01], False)):
+        clock(monkeypatch, seconds)
+        methods = [entrant("dear", scores(0)), entrant("near", scores(2, 0.2)), entrant("poor", scores(3, 3.0))]
+        found = compare([*methods, CHANCE], TRUTH, seconds=1)
+        assert found.recommended == "dear" and ("too dear: near has" in found.reason) == named
+        assert "poor" not in found.reason
+
+
 def test_nothing_is_recommended_that_does_not_beat_chance() -> None:
     found = compare([entrant("noise", scores(5, np.inf)), CHANCE], TRUTH, seconds=1)
     assert found.recommended is None and "random" in found.reason

@@ -200,7 +200,7 @@ def _retrained(bench: Bench, task: Task, settings: CompareSettings, watch: Watch
         subsets = sample_subsets(bench.train, settings.subsets, seed=settings.seed)
         retraining = _announced(retraining, bench, [subsets.ids[~kept] for kept in subsets.kept], watch)
         outputs = train_subsets(retraining, bench.train, bench.queries, subsets)
-        what = f"Models trained on {settings.subsets} random halves of the training rows, {settings.seeds} seeds each."
+        what = f"Models trained on {settings.subsets} random halves of the training rows, {_seeds(settings)}."
         return SubsetTruth(subsets=subsets, outputs=outputs, seed=settings.seed), {"count": len(subsets), "what": what}
     rows = leave_out_rows(task, bench, settings.loo, settings.seed)
     ids = bench.train.ids[rows]
@@ -212,10 +212,15 @@ def _retrained(bench: Bench, task: Task, settings: CompareSettings, watch: Watch
     actual = Scores(values=changes.mean(1).T, query_ids=bench.queries.ids, ids=ids, unit=retraining.unit)
     what = (
         f"Models trained without one of {len(ids)} rows (half of them those of highest loss, the others drawn at "
-        f"random), {settings.seeds} seeds each."
+        f"random), {_seeds(settings)}."
     )
     by_seed = np.moveaxis(changes.numpy(), 0, -1)  # [S, Q, K]
     return LeaveOneOutTruth(actual=actual, by_seed=by_seed, seed=settings.seed), {"count": len(ids), "what": what}
+
+
+def _seeds(settings: CompareSettings) -> str:
+    """Return how often every set was trained on."""
+    return "one seed each" if settings.seeds == 1 else f"{settings.seeds} seeds each"
 
 
 def _announced(retraining: Retraining, bench: Bench, sets: list[Any], watch: Watch) -> Retraining:

@@ -74,7 +74,8 @@ def left_out(judged: Judged, rows: np.ndarray, seed: int) -> dict[str, Any]:
     place = {id_: column for column, id_ in enumerate(scores.ids.tolist())}
     predicted = scores.values.detach().cpu().double()[:, [place[id_] for id_ in actual.ids.tolist()]]
     every = np.stack([predicted.numpy().ravel(), actual.values.double().numpy().ravel()], 1)
-    shown = np.random.default_rng(seed).permutation(len(every))[:_POINTS]
+    generator = np.random.default_rng(seed)
+    shown = generator.permutation(len(every))[:_POINTS]
     line = found.pooled
     return {
         **_said(said),

@@ -21,6 +21,7 @@ from whence.tasks import Task
 __all__ = ["Comparison", "Contender", "Entry", "compare", "pass_seconds"]
 
 _CLOSE = 2.0  # costs within this factor count as equal: seconds vary from run to run
+_NEARLY, _MUCH = 0.9, 5.0  # a much cheaper method that is nearly as accurate is named too
 _CHUNK = 128
 _TIMED = 3
 
@@ -215,20 +216,36 @@ def _recommend(
     equal = [entry for entry in entries if entry.equal and entry.name not in floors]
     least = min(entry.passes for entry in equal)
     chosen = next(entry for entry in equal if entry.passes <= _CLOSE * least)
-    assert chosen.accuracy is not None
+    return chosen.name, " ".join([_why(chosen, best, len(equal), figure), _cheaper(chosen, best, entries)]).strip()
+
+
+def _why(chosen: Entry, best: Entry, equal: int, figure: str) -> str:
+    """Return why a method is recommended."""
+    assert chosen.accuracy is not None and best.accuracy is not None
     cost = f"{_passes(chosen.passes)} plain passes"
-    if chosen is best:
-        rest = "" if len(equal) > 1 else ", and significantly more accurate than all others"
-        rest = rest or f", and none of the {len(equal) - 1} that it does not beat significantly costs less than half"
-        return chosen.name, (
-            f"Use {chosen.name}: it is the most accurate ({figure} {_shown(chosen.accuracy)}) for {cost}{rest}."
-        )
-    return chosen.name, (
+    if chosen.behind is None:
+        rest = ", and significantly more accurate than all others"
+        if equal > 1:
+            rest = f", and none of the {equal - 1} that it does not beat significantly costs less than half"
+        return f"Use {chosen.name}: it is the most accurate ({figure} {_shown(chosen.accuracy)}) for {cost}{rest}."
+    return (
         f"Use {chosen.name}: its {figure} of {_shown(chosen.accuracy)} is not significantly below that of the most "
-        f"accurate, {best.name} ({best.accuracy.value:.3f}; difference {chosen.behind.value:.3f}, 95 % interval "  # type: ignore[union-attr]
-        f"{chosen.behind.low:.3f} to {chosen.behind.high:.3f}), and it costs {cost} instead of "  # type: ignore[union-attr]
+        f"accurate, {best.name} ({best.accuracy.value:.3f}; difference {chosen.behind.value:.3f}, 95 % interval "
+        f"{chosen.behind.low:.3f} to {chosen.behind.high:.3f}), and it costs {cost} instead of "
         f"{_passes(best.passes)}."
     )
+
+
+def _cheaper(chosen: Entry, best: Entry, entries: Sequence[Entry]) -> str:
+    """Return what to use where the recommended method is too dear and another one is nearly as good."""
+    assert best.accuracy is not None
+    least = _NEARLY * best.accuracy.value
+    found = [e for e in entries if e.accuracy is not None and e.accuracy.value >= least > 0
+             and _MUCH * e.passes <= chosen.passes]  # fmt: skip
+    if not found or found[0].accuracy is None:
+        return ""
+    value, passes = found[0].accuracy.value, _passes(found[0].passes)
+    return f"Where that is too dear: {found[0].name} has {value:.3f} for {passes} passes."
 
 
 def _shown(interval: Interval) -> str:
