@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 import whence as wh
 from whence.errors import ConfigError
 from whence.evaluate import Accuracy, Margin, Retraining, Sweep, correction_curve, removal_curve, verdict
+from whence.evaluate.retraining import Corrections
 from whence.evaluate.statistics import over_draws, over_seeds
 
 SHARES = (0.1, 0.2, 0.5)
@@ -161,6 +163,53 @@ def test_corrections_are_trained_on_corrected_labels() -> None:
     assert seen[-1] == (len(seen), len(seen)) and len(seen) < 1 + 3 * 5, "the same labels are trained once"
     sentence = verdict(curve, of="best").sentence
     assert "correcting the 6 examples (10 %) that 'best' puts first, of which 6 had a wrong label, leaves" in sentence
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Dropout(0.2), nn.Linear(4, 3))
+
+
+def test_stacked_corrections_are_those_of_the_recipe(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, right = torch.randn(40, 2, generator=generator), torch.arange(40) % 3
+    train = wh.as_examples((x, (right + (torch.arange(40) < 9)) % 3))
+    recipe = wh.Recipe(build=network, epochs=4, batch_size=16, learning_rate=0.02)
+    removed, fixed = [[], [1, 20], [], []], [[], [0, 3], [5], list(range(40))]
+    corrected = Corrections(labels=right, ids=fixed)
+    found = Retraining(recipe=recipe, seeds=(0, 3)).measure(train, train, removed, corrected=corrected)
+    for job, (gone, ids) in enumerate(zip(removed, fixed, strict=True)):
+        labels = train.targets.clone()
+        labels[ids] = right[ids]
+        for seat, seed in enumerate((0, 3)):
+            task = recipe.task(recipe.train(train, exclude=gone, labels=labels, seed=seed))
+            with torch.no_grad():
+                wanted = task.measurements(task.place(train.batch(np.arange(40))))
+            torch.testing.assert_close(found[job, seat], wanted.double(), rtol=1e-6, atol=1e-6)
+    settings = Retraining(recipe=recipe, seeds=(0, 3), stack=3, cache=tmp_path)
+    for _ in ("made", "read"):
+        many = settings.measure(train, train, removed, corrected=corrected)
+        torch.testing.assert_close(many, found, rtol=1e-5, atol=1e-5)
+    assert len(list(tmp_path.iterdir())) == 8
+    other = settings.measure(train, train, [[], []], corrected=Corrections(labels=right, ids=[[], [7]]))
+    assert not torch.allclose(other[1], found[0], atol=1e-3), "what is corrected is part of a result's name"
+
+
+def test_corrections_in_processes() -> None:
+    train, queries = ridge.problem()
+    flipped = -train.fetch(np.arange(30))[1]
+    corrected = Corrections(labels=flipped, ids=[[], ["row3"], list(train.ids)])
+    one, two = (
+        Retraining(recipe=ridge.recipe(), processes=p).measure(train, queries, [[]] * 3, corrected=corrected)
+        for p in (1, 2)
+    )
+    assert torch.equal(one, two)
+    outputs = Retraining(recipe=ridge.recipe(), measurement=ridge.output)
+    found = outputs.measure(train, queries, [[]] * 3, corrected=corrected)[:, 0]
+    torch.testing.assert_close(found[2], -found[0])
+    with pytest.raises(ConfigError, match="as many sets"):
+        outputs.measure(train, queries, [[]], corrected=corrected)
+    with pytest.raises(ConfigError, match="like the examples"):
+        outputs.measure(train, queries, [[]], corrected=Corrections(labels=flipped[:2], ids=[[]]))
 
 
 def test_intervals_are_students() -> None:

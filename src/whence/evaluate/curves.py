@@ -207,8 +207,7 @@ def correction_curve(
     Raises:
         ConfigError: The labels have another number of rows, or the examples have none.
 
-    Cost: as `removal_curve`; every set of labels is a data set of its own, so that only the seeds are spread over
-    processes, and nothing is stacked.
+    Cost: as `removal_curve`; sets of examples whose labels are all right already are trained once.
     Reference: Koh & Liang (2017), §5.4.
 
     Example:
@@ -226,7 +225,7 @@ def correction_curve(
         raise ConfigError(f"labels must be right targets of all {len(examples)} examples, got {len(labels)}.")
     right = labels.reshape(given.shape).to(given.dtype)
     wrong = (right != given).reshape(len(given), -1).any(1).numpy()
-    measured = measure_corrected(treatments, given, right, [rows[wrong[rows]] for rows in treatments.sets()])
+    measured = measure_corrected(treatments, right, [rows[wrong[rows]] for rows in treatments.sets()])
 
     def totals(scores: Scores, rows: np.ndarray) -> np.ndarray:
         return predicted_sums(scores, examples, treatments.query_ids, rows[wrong[rows]])

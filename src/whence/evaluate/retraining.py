@@ -23,10 +23,40 @@ from whence.methods.dense import inverse_root
 from whence.tasks import Recipe
 from whence.tasks.convex import minimise
 
-__all__ = ["Retraining"]
+__all__ = ["Corrections", "Retraining"]
 
 _CHUNK = 4096
 _SHARES = 4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Corrections:
+    """Which labels to correct in which training.
+
+    Args:
+        labels: Right targets [N, ...] in row order, in the type of the given ones.
+        ids: J sets of ids that get them.
+    """
+
+    labels: Tensor
+    ids: Sequence[Sequence[Any] | np.ndarray]
+
+    def mask(self, examples: Examples, sets: int) -> np.ndarray:
+        """Return which rows get their right label [J, N].
+
+        Raises:
+            ConfigError: The labels are not like the examples' own, or there is another number of sets.
+        """
+        given = examples.targets
+        if given is None or self.labels.shape != given.shape or self.labels.dtype != given.dtype:
+            raise ConfigError(f"labels must be like the examples' own, got {self.labels.dtype} {self.labels.shape}.")
+        if len(self.ids) != sets:
+            raise ConfigError(f"corrected must be as many sets as removed ({sets}), got {len(self.ids)}.")
+        fixed = np.zeros((sets, len(examples)), dtype=bool)
+        for row, ids in enumerate(self.ids):
+            if len(ids):
+                fixed[row, examples.rows_of(ids)] = True
+        return fixed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,13 +109,17 @@ class Retraining:
         """Unit of the measurement, where it is known."""
         return self.recipe.task(nn.Identity(), self.measurement).unit
 
-    def measure(self, train: Any, queries: Any, removed: Sequence[Sequence[Any] | np.ndarray]) -> Tensor:
+    def measure(
+        self, train: Any, queries: Any, removed: Sequence[Sequence[Any] | np.ndarray], *,
+        corrected: Corrections | None = None,
+    ) -> Tensor:  # fmt: skip
         """Train once for every set of removed examples and every seed, and measure the queries.
 
         Args:
             train: Training examples: anything that `as_examples` takes.
             queries: Queries, likewise; None for a measurement of the model alone.
             removed: J sets of ids; an empty one trains on everything.
+            corrected: Right labels, and J sets of ids that get them; None to leave all labels as they are.
 
         Returns:
             Measurements [J, S, Q], float64.
@@ -94,19 +128,24 @@ class Retraining:
         """
         examples = as_examples(train)
         asked = None if queries is None else as_examples(queries)
-        kept, cache = _kept(examples, removed), self._cache(examples, asked)
+        kept, cache = _kept(examples, removed), self._cache(examples, asked, corrected)
+        fixed = None if corrected is None else corrected.mask(examples, len(kept))
+        states = kept if fixed is None else np.concatenate([kept, fixed], 1)
         count = (1 if asked is None else len(asked)) * len(_parts(self.measurement))
         values = np.full((len(removed), len(self.seeds), count), np.nan)
         jobs = [(job, seat) for seat in range(len(self.seeds)) for job in range(len(removed))]
         missing = []
         for job, seat in jobs:
-            known = None if cache is None else cache.get(kept[job], self.seeds[seat])
+            known = None if cache is None else cache.get(states[job], self.seeds[seat])
             if known is None:
                 missing.append((job, seat))
             else:
                 values[job, seat] = known
         done = len(jobs) - len(missing)
-        for part, found in self._run(examples, asked, kept, missing, cache):
+        other = None if corrected is None or fixed is None else (corrected.labels, torch.from_numpy(fixed))
+        root = self._inverse_root(examples, missing)
+        work = _Work(replace(self, processes=1, progress=None), kept, states, other, cache, root)
+        for part, found in self._run(work, examples, asked, missing):
             for (job, seat), measured in zip(part, found, strict=True):
                 values[job, seat] = measured
             done += len(part)
@@ -117,21 +156,22 @@ class Retraining:
     def missing(self, train: Any, queries: Any, removed: Sequence[Sequence[Any] | np.ndarray]) -> int:
         """Return how many trainings `measure` would do: those that the cache does not hold."""
         examples = as_examples(train)
-        cache = self._cache(examples, None if queries is None else as_examples(queries))
+        cache = self._cache(examples, None if queries is None else as_examples(queries), None)
         jobs = [(row, seed) for row in _kept(examples, removed) for seed in self.seeds]
         return len(jobs) if cache is None else sum(cache.get(row, seed) is None for row, seed in jobs)
 
-    def _cache(self, examples: Examples, asked: Examples | None) -> Cache | None:
-        """Return where results of these examples and queries lie."""
-        return None if self.cache is None else Cache(Path(self.cache), self._fingerprint(examples, asked))
+    def _cache(self, examples: Examples, asked: Examples | None, corrected: Corrections | None) -> Cache | None:
+        """Return where results of these examples, right labels and queries lie."""
+        if self.cache is None:
+            return None
+        known = self._fingerprint(examples, asked)
+        return Cache(Path(self.cache), known if corrected is None else describe(known, corrected.labels))
 
     def _run(
-        self, examples: Examples, asked: Examples | None, kept: np.ndarray, jobs: list[tuple[int, int]],
-        cache: Cache | None,
-    ) -> Iterator[tuple[list[tuple[int, int]], list[np.ndarray]]]:  # fmt: skip
+        self, work: _Work, examples: Examples, asked: Examples | None, jobs: list[tuple[int, int]]
+    ) -> Iterator[tuple[list[tuple[int, int]], list[np.ndarray]]]:
         """Yield finished jobs with their measurements, in this process or in others."""
         units = _units(jobs, self.stack)
-        work = _Work(replace(self, processes=1, progress=None), kept, cache, self._inverse_root(examples, jobs))
         if self.processes == 1 or len(units) < 2:
             for unit in units:
                 yield unit, work.train(examples, asked, unit)
@@ -199,28 +239,50 @@ def _units(jobs: list[tuple[int, int]], stack: int) -> list[list[tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """What every process needs besides the data: settings, rows kept [J, N], the cache, and the preconditioner."""
+    """What every process needs besides the data.
+
+    Args:
+        config: Settings.
+        kept: Rows kept [J, N].
+        states: What tells the jobs apart [J, ...].
+        other: Right labels [N, ...], and which rows get them [J, N].
+        cache: Where results go.
+        inverse_root: The preconditioner.
+    """
 
     config: Retraining
     kept: np.ndarray
+    states: np.ndarray
+    other: tuple[Tensor, Tensor] | None
     cache: Cache | None
     inverse_root: Tensor | None
 
     def train(self, examples: Examples, asked: Examples | None, unit: list[tuple[int, int]]) -> list[np.ndarray]:
         """Train the models of one unit and return their measurements [Q]."""
         config, seed = self.config, self.config.seeds[unit[0][1]]
-        weights = torch.from_numpy(self.kept[[job for job, _ in unit]].astype(np.float32))
+        jobs = [job for job, _ in unit]
+        weights = torch.from_numpy(self.kept[jobs].astype(np.float32))
         if config.stack > 1:
-            models = train_stacked(config.recipe, examples, weights, seed=seed, start=config.start)
+            other = None if self.other is None else (self.other[0], self.other[1][jobs])
+            models = train_stacked(config.recipe, examples, weights, seed=seed, start=config.start, other=other)
         else:
-            models = [self._one(examples, row, seed) for row in weights]
+            rows = zip((self._labelled(examples, job) for job in jobs), weights, strict=True)
+            models = [self._one(labelled, row, seed) for labelled, row in rows]
         found = []
         for model, (job, _) in zip(models, unit, strict=True):
             measured = _measured(config, model, asked)
             if self.cache is not None:
-                self.cache.put(self.kept[job], seed, measured)
+                self.cache.put(self.states[job], seed, measured)
             found.append(measured)
         return found
+
+    def _labelled(self, examples: Examples, job: int) -> Examples:
+        """Return the examples with the labels of a job."""
+        if self.other is None or not bool(self.other[1][job].any()):
+            return examples
+        given, (labels, fixed) = examples.targets, self.other
+        assert given is not None
+        return examples.with_targets(torch.where(fixed[job].reshape(-1, *[1] * (given.ndim - 1)), labels, given))
 
     def _one(self, examples: Examples, weights: Tensor, seed: int) -> nn.Module:
         """Train one model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,8 +36,9 @@ def check_stackable(recipe: Recipe, model: nn.Module) -> None:
 
 
 def train_stacked(
-    recipe: Recipe, examples: Examples, weights: Tensor, *, seed: int, start: nn.Module | None = None
-) -> list[nn.Module]:
+    recipe: Recipe, examples: Examples, weights: Tensor, *, seed: int, start: nn.Module | None = None,
+    other: tuple[Tensor, Tensor] | None = None,
+) -> list[nn.Module]:  # fmt: skip
     r"""Train S models that differ only in the weights of the examples, as `Recipe.train` does one at a time.
 
     Adam and SGD act entry by entry, so one optimiser over parameters [S, ...] takes the steps that S optimisers
@@ -48,6 +50,7 @@ def train_stacked(
         weights: Weights [S, N] ≥ 0 in row order; 0 leaves an example out.
         seed: Seed of initialisation, order, dropout and augmentation, as in `Recipe.train`.
         start: A model to start from (not changed) instead of a new one.
+        other: Other targets [N, ...], and which model takes them for which example [S, N]; None for the examples' own.
 
     Returns:
         S trained models in evaluation mode, equal to `Recipe.train`'s to rounding.
@@ -69,12 +72,16 @@ def train_stacked(
         else:
             raise ConfigError("stack must be 1 where the recipe has its own training loop. Use stack=1.")
         check_stackable(recipe, model)
-        stack = _descend(recipe, recipe.task(model), examples, scale, seed)
+        stack = _descend(recipe, recipe.task(model), examples, scale, (seed, other))
     return [_member(model, stack, index) for index in range(len(scale))]
 
 
-def _descend(recipe: Recipe, task: Task, examples: Examples, scale: Tensor, seed: int) -> dict[str, Tensor]:
+Seeded = tuple[int, tuple[Tensor, Tensor] | None]
+
+
+def _descend(recipe: Recipe, task: Task, examples: Examples, scale: Tensor, seeded: Seeded) -> dict[str, Tensor]:
     """Return the trained parameters [S, ...] by name."""
+    seed, other = seeded
     task.model.train()
     losses = _Losses(task)
     frozen = {name: p.detach() for name, p in losses.named_parameters() if not p.requires_grad}
@@ -88,11 +95,13 @@ def _descend(recipe: Recipe, task: Task, examples: Examples, scale: Tensor, seed
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.rate((step + 1) / (steps + 1)))
     generator = torch.Generator().manual_seed(seed)
 
-    def member(parameters: dict[str, Tensor], batch: Batch, weights: Tensor) -> Tensor:
-        values: Tensor = torch.func.functional_call(losses, {**parameters, **frozen}, (batch,))
-        return (values * weights).mean()
+    def member(parameters: dict[str, Tensor], batches: list[Batch], weights: Tensor) -> Tensor:
+        values: Tensor = torch.func.functional_call(losses, {**parameters, **frozen}, (batches,))
+        return (values * weights).sum(0).mean()
 
     every = torch.func.vmap(member, in_dims=(0, None, 0), randomness="same")
+    takes = torch.zeros_like(scale) if other is None else other[1].to(scale)  # [S, N], 1 for the other target
+    shares = torch.stack([scale * (1 - takes), scale * takes], 1)[:, : 1 if other is None else 2]  # [S, 1 or 2, N]
     for epoch in range(1, recipe.epochs + 1):
         total = torch.zeros(len(scale), device=task.device)
         for rows in torch.randperm(len(examples), generator=generator).split(recipe.batch_size):
@@ -100,7 +109,8 @@ def _descend(recipe: Recipe, task: Task, examples: Examples, scale: Tensor, seed
             if recipe.augment is not None:
                 augmented = recipe.augment(batch.inputs, generator)
                 batch = Batch(inputs=augmented, targets=batch.targets, ids=batch.ids, keys=batch.keys)
-            values = every(stack, batch, scale[:, rows.to(scale.device)])  # [S]
+            batches = [batch] if other is None else [batch, task.place(replace(batch, targets=other[0][rows]))]
+            values = every(stack, batches, shares[:, :, rows.to(scale.device)])  # [S]
             optimizer.zero_grad()
             values.sum().backward()
             optimizer.step()
@@ -116,16 +126,17 @@ def _descend(recipe: Recipe, task: Task, examples: Examples, scale: Tensor, seed
 
 
 class _Losses(nn.Module):
-    """The training losses of a batch, with replaceable parameters."""
+    """The training losses of a batch with one or two sets of targets, with replaceable parameters."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.model = task.model
         self.task = task
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the losses [B]."""
-        return self.task.losses(batch)
+    def forward(self, batches: list[Batch]) -> Tensor:
+        """Return the losses [1 or 2, B]; batches differ in their targets alone."""
+        outputs = self.task.forward(batches[0])
+        return torch.stack([self.task.losses(batch, outputs) for batch in batches])
 
 
 def _member(model: nn.Module, stack: dict[str, Tensor], index: int) -> nn.Module:

@@ -79,13 +79,17 @@ def over_draws(values: np.ndarray, draws: np.ndarray) -> Interval:
     r"""Return the mean of values [S], one a seed, which hold the mean of random draws [C, S], with an interval.
 
     Seeds and draws both vary: the variance is s²_seeds / S + s²_draws / C, with the second term from the draws' means
-    over seeds; Student's t with min(S, C) − 1 degrees of freedom, only sides with two or more counted.
+    over seeds; Student's t with Welch and Satterthwaite's degrees of freedom. A side with one entry counts nothing.
     """
     sides = [values, *([draws.mean(1)] if len(draws) > 1 else [])]
     varied = [side for side in sides if len(side) > 1]
     mean = float(values.mean())
     if not varied:
         return Interval(mean, float("nan"), float("nan"))
-    error = np.sqrt(sum(side.var(ddof=1) / len(side) for side in varied))
-    half = float(scipy.stats.t.ppf((1 + _LEVEL) / 2, min(map(len, varied)) - 1) * error)
+    variances = np.array([side.var(ddof=1) / len(side) for side in varied])
+    total = variances.sum()
+    if total == 0:
+        return Interval(mean, mean, mean)
+    freedom = total**2 / (variances**2 / [len(side) - 1 for side in varied]).sum()
+    half = float(scipy.stats.t.ppf((1 + _LEVEL) / 2, freedom) * np.sqrt(total))
     return Interval(mean, mean - half, mean + half)

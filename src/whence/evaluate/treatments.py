@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from whence.data import Examples
 from whence.errors import ConfigError
 from whence.evaluate.measurements import Accuracy, Margin, Several, classifies
 from whence.evaluate.rankings import Ranking, order, random_order
-from whence.evaluate.retraining import Retraining
+from whence.evaluate.retraining import Corrections, Retraining
 from whence.scores import Scores
 
 __all__ = ["ACCURACY", "Treatments", "default_measurements", "measure_corrected"]
 
 ACCURACY = "accuracy"
-Rows = Callable[[np.ndarray], Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,27 +98,14 @@ def default_measurements(retraining: Retraining, queries: Examples | None) -> di
     return {**own, ACCURACY: Accuracy()} if single and classifies(retraining.recipe.loss) else own
 
 
-def measure_corrected(
-    treatments: Treatments, given: Tensor, right: Tensor, corrected: list[np.ndarray]
-) -> Tensor:
+def measure_corrected(treatments: Treatments, right: Tensor, corrected: list[np.ndarray]) -> Tensor:
     """Train with some labels corrected, and on everything as it is first; return [J + 1, S, R·Q].
 
     Treatments that correct the same labels are trained once.
     """
-    several = treatments.several()
-    keys = [np.sort(rows).tobytes() for rows in [np.array([], dtype=np.int64), *corrected]]
-    sets = dict(zip(keys, [np.array([], dtype=np.int64), *corrected], strict=True))
-    found: dict[bytes, Tensor] = {}
-    total = len(sets) * len(several.seeds)
-    for key, rows in sets.items():
-        labels = given.clone()
-        labels[torch.from_numpy(rows)] = right[torch.from_numpy(rows)]
-        told = _onward(several.progress, len(found) * len(several.seeds), total)
-        train = treatments.examples.with_targets(labels) if len(rows) else treatments.examples
-        found[key] = replace(several, progress=told).measure(train, treatments.queries, [[]])[0]
-    return torch.stack([found[key] for key in keys])
-
-
-def _onward(progress: Callable[[int, int], None] | None, before: int, total: int) -> Callable[[int, int], None] | None:
-    """Return what tells the progress of a part of all trainings."""
-    return None if progress is None else lambda done, _: progress(before + done, total)
+    examples, nothing = treatments.examples, np.array([], dtype=np.int64)
+    keys = [np.sort(rows).tobytes() for rows in (nothing, *corrected)]
+    sets = dict(zip(keys, (nothing, *corrected), strict=True))
+    corrections = Corrections(labels=right, ids=[examples.ids[rows] for rows in sets.values()])
+    measured = treatments.several().measure(examples, treatments.queries, [[]] * len(sets), corrected=corrections)
+    return measured[[list(sets).index(key) for key in keys]]

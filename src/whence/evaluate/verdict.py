@@ -183,7 +183,7 @@ def _of_curve(found: Curve, of: str | None) -> Judged:
     if high < 0:
         return "reversed", f"{sentence} That is worse than random. {_SIGN}"
     if low <= 0:
-        return "unrelated", f"{sentence} That is not better than random."
+        return "unrelated", f"{sentence} That is not shown to be better than random."
     predicted, change = point.predicted, point.change
     near = predicted is None or abs(predicted - change.value) <= _TOLERANCE * abs(change.value)
     if near or change.low <= (predicted or 0.0) <= change.high:
