@@ -36,9 +36,13 @@ def _lds(result: dict[str, Any]) -> Iterable[str]:
         rows.append([
             name, _interval(one), "" if checkpoints is None else f"{sum(checkpoints) / len(checkpoints):.4f}",
             "" if several is None else _interval(several), f"{one['seconds']:.2g}",
+            f"{one['passes']:.0f}",
         ])  # fmt: skip
-    yield table(["", "one checkpoint", "mean of checkpoints", "all together", "seconds a checkpoint"], rows)
+    header = ["", "one checkpoint", "mean of checkpoints", "all together", "seconds a checkpoint", "in passes"]
+    yield table(header, rows)
     yield ""
+    for name, error in figures["refused"].items():
+        yield f"{name}: no scores. {error}\n"
 
 
 def _retraining(result: dict[str, Any]) -> Iterable[str]:

@@ -16,6 +16,7 @@ from whence.curvature.lissa import LiSSA
 from whence.curvature.neumann import Neumann
 from whence.curvature.nystrom import Nystrom
 from whence.curvature.projected import Projected, ProjectedPreconditioner
+from whence.curvature.ranks import with_rank_of
 from whence.curvature.restore import preconditioner_from_state
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "block_from_state",
     "exact_from_state",
     "preconditioner_from_state",
+    "with_rank_of",
 ]

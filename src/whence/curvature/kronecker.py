@@ -21,9 +21,11 @@ __all__ = [
     "dense_inverse",
     "eigen_inverse",
     "eigenbases",
+    "energies",
     "invertible",
     "low_rank",
     "second_moments",
+    "weigh",
 ]
 
 _BUFFER_ROWS = 512
@@ -179,20 +181,31 @@ def low_rank(grid: Tensor, rows: Tensor, columns: Tensor, tolerance: float) -> t
 
     Cost: an eigen-decomposition of the smaller side.
     """
-    floor = 1e-12
-    left = rows.clamp(min=floor * float(rows.max()) or 1.0)
-    right = columns.clamp(min=floor * float(columns.max()) or 1.0)
-    weighted = left[:, None] * grid * right[None, :]
+    left, right, weighted = weigh(grid, rows, columns)
     wide = weighted if len(left) <= len(right) else weighted.T
-    energies, basis = torch.linalg.eigh(wide @ wide.T)
-    energies, basis = energies.flip(0).clamp(min=0.0), basis.flip(1)
-    missing = 1 - energies.cumsum(0) / energies.sum().clamp(min=1e-300)
+    found, basis = energies(weighted)
+    missing = 1 - found.cumsum(0) / found.sum().clamp(min=1e-300)
     rank = int((missing > tolerance**2).sum()) + 1
     kept = basis[:, :rank]  # [min(O, I), R]
     other = wide.T @ kept  # [max(O, I), R]
     u, v = (kept, other) if len(left) <= len(right) else (other, kept)
     residual = (weighted - u @ v.T).norm() / weighted.norm().clamp(min=1e-300)
     return (u / left[:, None]).T, (v / right[:, None]).T, float(residual)
+
+
+def energies(weighted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the squared singular values of a weighted grid, descending, and the vectors of its smaller side."""
+    wide = weighted if len(weighted) <= weighted.shape[1] else weighted.T
+    found, basis = torch.linalg.eigh(wide @ wide.T)
+    return found.flip(0).clamp(min=0.0), basis.flip(1)
+
+
+def weigh(grid: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weights of both sides, away from zero, and diag(rows) · grid · diag(columns)."""
+    floor = 1e-12
+    left = rows.clamp(min=floor * float(rows.max()) or 1.0)
+    right = columns.clamp(min=floor * float(columns.max()) or 1.0)
+    return left, right, left[:, None] * grid * right[None, :]
 
 
 def dense_inverse(covariance: Covariance, rule: DampingRule, name: str) -> tuple[DenseInverse, float]:

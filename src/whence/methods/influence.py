@@ -60,7 +60,8 @@ class Influence:
         layers: None for all supported layers, "last", or regular expressions of module names.
         batch_size: Examples a chunk; None chooses one that keeps buffers small. It cannot change a score.
         seed: Seed of sampled labels, used together with each example's id.
-        memory_budget: Bytes of training factors that may be kept in memory; beyond it they are recomputed.
+        memory_budget: Bytes of training factors that may be kept in memory; beyond it they are recomputed. Queries are
+            held in blocks of this size (of 256 MiB at least).
         dtype: Floating-point type to compute in: None is float64 for `Exact` and Hessians, else the model's own.
 
     Reference: Koh & Liang (2017), eq. 2 and 5; sign and unit as stated above.
@@ -77,7 +78,7 @@ class Influence:
     layers: str | Sequence[str] | None = None
     batch_size: int | None = None
     seed: int = 0
-    memory_budget: int = 2**30
+    memory_budget: int = 2**28
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:

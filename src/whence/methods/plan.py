@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from whence.curvature import Damping, Exact, Relative
+from whence.curvature import Damping, Exact, Relative, with_rank_of
 from whence.data import Examples, as_examples
 from whence.errors import NumericalError
 from whence.gradients import Coverage, chunk_size, find_layers, parameter_gradients
@@ -93,10 +93,9 @@ def plan(config: Influence, task: Task, train: Any, queries: Any = None) -> Plan
 
     Returns:
         Shares, seconds, passes, memory and disk. Times come from fits to one and to three chunks (at most 3,072
-        examples), taken as a constant and a part that grows with N; EK-FAC's rank, and so the time of scores, is
-        larger for few examples than for many (two to four times too much was predicted for an MLP); curvatures whose
-        solves depend on the data may take more. Where the curvature of so few examples is singular or indefinite, it
-        is timed with a larger damping.
+        examples), taken as a constant and a part that grows with N; the rank of a Kronecker curvature, and with it
+        the time of scores, is extrapolated from both; curvatures whose solves depend on the data may take more. Where
+        the curvature of so few examples is singular or indefinite, it is timed with a larger damping.
 
     Raises:
         ConfigError, NumericalError: As `Influence.fit` would, but never for what only a part of the examples lacks.
@@ -129,8 +128,13 @@ def _measured(config: Influence, task: Task, examples: Examples, queries: Any) -
     short = min(len(examples), max(2, min(_SHORT * chunk, _LARGEST_SHORT)))
     long = min(len(examples), max(2, min(_LONG * chunk, _LARGEST_LONG)))
     sized = replace(config, batch_size=min(chunk, short))
-    first, _ = _timed(lambda: sized.fit(task, _some(examples, short)))
+    first, smaller = _timed(lambda: sized.fit(task, _some(examples, short)))
     last, fitted = _timed(lambda: sized.fit(task, _some(examples, long)))
+    tolerance = getattr(config.curvature, "rank_tolerance", None)
+    if tolerance is not None:
+        few, more = (short, smaller.preconditioner), (long, fitted.preconditioner)
+        reduced = with_rank_of(len(examples), few, more, decay=task.weight_decay, tolerance=tolerance)
+        fitted = replace(fitted, preconditioner=reduced)
     kept, probe = _kept_bytes(fitted, examples, config.memory_budget)
     slope = max(0.0, last - first) / max(1, long - short)
     if long == len(examples):
