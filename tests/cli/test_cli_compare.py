@@ -177,6 +177,7 @@ def test_the_example_of_a_network_of_ones_own(call: Call, tmp_path: Path) -> Non
         (("--queries", -1), ("queries", "-1")),
         (("--queries", 0), ("queries", "0")),
         (("--processes", 0), ("processes", "0")),
+        (("--processes", 2), ("processes", "model.py")),
         (("--known-errors", "nope"), ("nope",)),
         (("--known-errors", "a"), ("'a'", "1/0")),
     ],

@@ -17,7 +17,7 @@ from whence.audit import CompareSettings, Draw, UserModel, Watch, compare_data
 from whence.audit.comparison import TruthName
 from whence.cli.console import Stages, plain
 from whence.cli.options import Data, Drop, IdColumn, Image, Label, Model, Quiet, Seed, Split, Text, Weights
-from whence.cli.usermodel import load_user_model
+from whence.cli.usermodel import check_processes, load_user_model
 from whence.data import LabelledData, ReadOptions, read
 from whence.errors import ConfigError, DataError
 from whence.evaluate.cost import RetrainingCost
@@ -60,6 +60,7 @@ def compare_command(
 
     Example: whence compare sms.csv --label label --out runs/compare
     """
+    check_processes(model, processes)
     check_target(out)
     check_writable(out)
     settings = CompareSettings(

@@ -16,7 +16,7 @@ from whence import __version__
 from whence.audit import EvaluateSettings, Run, UserModel, Watch, evaluate_run, open_run, reload_data
 from whence.cli.console import Stages
 from whence.cli.options import Quiet, Seed
-from whence.cli.usermodel import load_user_model
+from whence.cli.usermodel import check_processes, load_user_model
 from whence.data import LabelledData, ReadOptions, read
 from whence.errors import ConfigError, DataError
 from whence.evaluate.cost import RetrainingCost
@@ -50,6 +50,7 @@ def evaluate_command(
 
     Example: whence evaluate runs/sms --lds 32 --remove 1,5,10
     """
+    check_processes(model, processes)
     settings = EvaluateSettings(
         loo=loo, lds=lds, remove=_shares("--remove", remove), fix=_shares("--fix", fix), queries=queries, seeds=seeds,
         processes=processes, cache=cache or run / "cache", seed=seed,

@@ -19,7 +19,20 @@ from whence.errors import ConfigError, DataError
 from whence.features import read_tensors
 from whence.tasks import Recipe
 
-__all__ = ["load_user_model"]
+__all__ = ["check_processes", "load_user_model"]
+
+
+def check_processes(spec: str | None, processes: int) -> None:
+    """Raise where functions of a user's file would have to be imported by other processes, which cannot find it.
+
+    Raises:
+        ConfigError: There is a file and more than one process.
+    """
+    if spec is not None and processes > 1:
+        raise ConfigError(
+            f"processes must be 1 with --model, got {processes}: other processes cannot import functions of {spec!r}. "
+            "Models that can be stacked are trained several at once all the same."
+        )
 
 
 def load_user_model(spec: str, weights: Path | None, data: LabelledData, *, train: bool = True) -> UserModel:

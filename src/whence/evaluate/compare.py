@@ -122,6 +122,16 @@ def compare(
         ConfigError: Names repeat, or none applies.
 
     Cost: that of the contenders.
+    Reference: the paired bootstrap over queries or rows of Efron & Tibshirani (1993), §16.
+
+    Example:
+        >>> from whence.evaluate import ErrorTruth
+        >>> known = np.arange(20) < 4
+        >>> right = Signal(values=known + 0.0, ids=np.arange(20), name="right", unit=None)
+        >>> chance = Signal(values=np.arange(20) % 3, ids=np.arange(20), name="chance", unit=None)
+        >>> field = [Contender(name=s.name, run=lambda s=s: s, floor=s is chance) for s in (right, chance)]
+        >>> compare(field, ErrorTruth(known=known), seconds=1.0).recommended
+        'right'
     """
     names = [contender.name for contender in contenders]
     if len(set(names)) != len(names):
