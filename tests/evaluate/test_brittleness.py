@@ -35,7 +35,7 @@ def problem() -> tuple[wh.Examples, wh.Examples]:
     ids = [f"row{i}" for i in range(COUNT)]
     train = wh.as_examples((x, (torch.arange(COUNT) % 5 < 2).long()), ids=ids)
     asked = torch.tensor([[1.0, 0.2], [0.1, 1.0]], dtype=torch.float64)
-    return train, wh.as_examples((asked, torch.tensor([0, 1])), ids=["p", "q"])
+    return train, wh.as_examples((asked, torch.tensor([0, 0])), ids=["p", "q"])
 
 
 def truth(train: wh.Examples, queries: wh.Examples, removed: np.ndarray, seed: int = 0) -> Tensor:
@@ -71,7 +71,7 @@ def test_the_smallest_set_in_the_order_of_scores_is_found(of: str) -> None:
     for column, one in enumerate(found.queries):
         size = smallest(train, queries, scores, column)
         order = np.argsort(scores.values[column].numpy())
-        assert one.query == queries.ids[column] and one.prediction == 0
+        assert one.query == queries.ids[column] and one.target == 0
         assert one.size == size and one.ids.tolist() == train.ids[order[:size]].tolist()
         after = float(truth(train, queries, order[:size])[column])
         assert one.found.actual.value == pytest.approx(after) and after <= 0
@@ -99,19 +99,22 @@ def test_a_prediction_that_nothing_flips_has_no_size() -> None:
     assert found.to_frame()["size"].isna().all()
 
 
-def test_seeds_are_averaged_and_the_predicted_class_is_flipped_not_the_label() -> None:
+def test_seeds_are_averaged_and_targets_that_are_not_predicted_need_nothing() -> None:
     train, queries = problem()
     scores = effects(train, queries)
-    other = queries.with_targets(torch.tensor([1, 1]))  # wrong labels of the queries change nothing
     settings_ = Retraining(recipe=wh.Recipe(train=voting), seeds=(0, 5, 10))
-    found = brittleness(settings_, train, other, scores, search=FlipSearch(largest=0.6, controls=2))
+    found = brittleness(settings_, train, queries, scores, search=FlipSearch(largest=0.6, controls=2))
     for column, one in enumerate(found.queries):
-        mean = np.mean([float(truth(train, queries, np.array([], dtype=int), seed)[column]) for seed in (0, 5, 10)])
-        assert one.margin.value == pytest.approx(mean) and one.prediction == 0
         order = np.argsort(scores.values[column].numpy())
-        kept = [np.mean([float(truth(train, queries, order[:k], seed)[column]) for seed in (0, 5, 10)])
-                for k in (one.size, one.size - 1)]  # fmt: skip
-        assert kept[0] <= 0 < kept[1]
+        whole, after, before = (
+            np.mean([float(truth(train, queries, order[:k], seed)[column]) for seed in (0, 5, 10)])
+            for k in (0, one.size, one.size - 1)
+        )
+        assert one.margin.value == pytest.approx(whole) and after <= 0 < before
+    wrong = queries.with_targets(torch.tensor([1, 1]))
+    flipped = wh.Scores(values=-scores.values, query_ids=queries.ids, ids=train.ids, unit="logits")
+    for one in brittleness(settings_, train, wrong, flipped).queries:
+        assert (one.size, one.found.size, len(one.ids), len(one.tried)) == (0, 0, 0, 1) and one.margin.value < 0
 
 
 @settings(max_examples=15, deadline=None)

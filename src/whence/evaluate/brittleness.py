@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 
 from whence.data import Examples, as_examples, uniform
 from whence.errors import ConfigError
-from whence.evaluate.measurements import Margin, Prediction
+from whence.evaluate.measurements import Margin
 from whence.evaluate.rankings import positions, random_order
 from whence.evaluate.retraining import Retraining
 from whence.evaluate.statistics import Interval, over_draws, over_seeds
@@ -27,9 +26,8 @@ class FlipSearch:
     """How to look for the smallest set.
 
     Args:
-        of: What the scores are of: "margin" (`Margin` towards the predicted class; removal of the lowest lowers it, and
-            sums predict it) or "loss" (of the predicted class; removal of the largest raises it, and only the order is
-            used).
+        of: What the scores are of: "margin" (`Margin`; removal of the lowest lowers it, and sums predict it) or "loss"
+            (removal of the largest raises it, and only the order is used).
         largest: Largest share of the training examples to remove, in (0, 1).
         controls: Random sets of the size found, at least 1.
         seed: Seed of random sets and of the order of ties.
@@ -72,10 +70,10 @@ class Brittle:
 
     Args:
         query: The query's id.
-        prediction: The class that most seeds predict from everything.
-        margin: Its margin then, mean over seeds.
-        size: Smallest number of examples whose removal flipped it, or None if none up to the largest did; 0 where the
-            mean margin is not positive to begin with, because seeds disagree.
+        target: The class whose prediction is to be flipped: the query's target.
+        margin: Its margin after training on everything, mean over seeds.
+        size: Smallest number of examples whose removal flipped it, or None if none up to the largest did; 0 where it is
+            not predicted to begin with (the mean margin is not positive).
         ids: Those examples, the strongest first; the largest set that was tried if none flipped it.
         found: The trial of that set: what was predicted and what happened.
         random: Margin after removal of as many random examples.
@@ -84,7 +82,7 @@ class Brittle:
     """
 
     query: Any
-    prediction: float
+    target: float
     margin: Interval
     size: int | None
     ids: np.ndarray
@@ -114,7 +112,7 @@ class Brittleness:
         """Return a frame: one row a query; ``size`` is missing where no set flipped it."""
         rows = [
             {
-                "query": one.query, "prediction": one.prediction, "margin": one.margin.value, "size": one.size,
+                "query": one.query, "target": one.target, "margin": one.margin.value, "size": one.size,
                 "predicted": one.found.predicted, "actual": one.found.actual.value, "flipped": one.found.flipped,
                 "random": one.random.value, "random_flipped": one.random_flipped, "tried": len(one.tried),
             }
@@ -137,7 +135,8 @@ def brittleness(
     Args:
         retraining: How to train, with which seeds. Its measurement is not used.
         train: Training examples: anything that `as_examples` takes.
-        queries: Queries with targets of the right type; what is flipped is the predicted class, right or wrong.
+        queries: Queries; what is flipped is the prediction of their target. To flip a wrong prediction, give the
+            predicted class as target (`Examples.with_targets`), and score that.
         scores: Scores of the queries' margins or losses (see `FlipSearch`).
         search: How far to look.
 
@@ -147,12 +146,12 @@ def brittleness(
     Raises:
         ConfigError: Scores do not cover queries or examples, or queries have no single class.
 
-    Cost: two trainings a seed, and about 2 log₂(k) + controls a query and seed; all queries take their steps
+    Cost: a training a seed, and about 2 log₂(k) + controls a query and seed; all queries take their steps
     together, so that processes and stacks are used.
-    Reference: Ilyas et al. (2022), §4.2; Yang et al. (2023) search for the smallest set likewise.
+    Reference: Ilyas et al. (2022) and Yang et al. (2023), who search for the smallest set in the order of scores too.
 
     Example:
-        >>> import whence as wh
+        >>> import torch, whence as wh
         >>> train = (torch.tensor([[-1.0], [-1.2], [1.0], [3.0]]), torch.tensor([0, 0, 1, 1]))
         >>> build = lambda: torch.nn.Linear(1, 2)
         >>> recipe = wh.Recipe(build=build, optimizer="lbfgs", weight_decay=0.1, gradient_norm=1e-4)
@@ -221,7 +220,6 @@ class _Walk:
     retraining: Retraining
     examples: Examples
     queries: Examples
-    classes: np.ndarray
     seekers: list[_Seeker]
     search: FlipSearch
 
@@ -231,16 +229,12 @@ class _Walk:
     ) -> _Walk:
         """Train on everything, and order the examples for every query."""
         if queries.targets is None or queries.targets.numel() != len(queries):
-            raise ConfigError("queries must have one class each, which says how classes are written. Pass targets.")
+            raise ConfigError("queries must have one class each as target. Pass (inputs, targets).")
         values = scores.values.detach().cpu().double().numpy()
         values = values[np.ix_(positions(scores.query_ids, queries.ids, "query"),
                                positions(scores.ids, examples.ids, "example"))]  # fmt: skip
-        predicted = replace(retraining, measurement=Prediction()).measure(examples, queries, [[]])[0].numpy()  # [S, Q]
-        classes = np.array([_most(column) for column in predicted.T])
-        targets = torch.from_numpy(classes).reshape(queries.targets.shape).to(queries.targets.dtype)
-        asked = queries.with_targets(targets)
         margins = replace(retraining, measurement=Margin())
-        before = margins.measure(examples, asked, [[]])[0].numpy()  # [S, Q]
+        before = margins.measure(examples, queries, [[]])[0].numpy()  # [S, Q]
         ties = uniform(examples.keys, search.seed)
         largest = max(1, math.floor(search.largest * len(examples)))
         sign = 1 if search.of == "margin" else -1
@@ -250,7 +244,7 @@ class _Walk:
             rows = np.lexsort((ties, sign * row))[:largest]
             ranks_only = search.of == "loss" or scores.unit is None
             seekers.append(_Seeker(rows, None if ranks_only else scale * np.cumsum(row[rows]), found))
-        return cls(margins, examples, asked, classes, seekers, search)
+        return cls(margins, examples, queries, seekers, search)
 
     def step(self) -> bool:
         """Try the next size of every search that goes on; return whether there was one."""
@@ -270,19 +264,15 @@ class _Walk:
         orders = [random_order(self.examples, self.search.seed, draw) for draw in range(draws)]
         sets = [self.examples.ids[rows[: seeker.found.size]] for seeker in self.seekers for rows in orders]
         measured = self.retraining.measure(self.examples, self.queries, sets).numpy()
+        targets = self.queries.targets
+        assert targets is not None
         for column, seeker in enumerate(self.seekers):
             drawn = measured[column * draws : (column + 1) * draws, :, column]  # [C, S]
             found = seeker.found
             yield Brittle(
-                query=self.queries.ids[column], prediction=float(self.classes[column]),
+                query=self.queries.ids[column], target=float(targets.reshape(-1)[column]),
                 margin=seeker.trials[0].actual, size=found.size if found.actual.value <= 0 else None,
                 ids=self.examples.ids[seeker.rows[: found.size]], found=found,
                 random=over_draws(drawn.mean(0), drawn), random_flipped=float((drawn <= 0).mean()),
                 tried=tuple(trial for _, trial in sorted(seeker.trials.items())),
             )  # fmt: skip
-
-
-def _most(classes: np.ndarray) -> float:
-    """Return the most frequent class, the smallest of several."""
-    found, counts = np.unique(classes, return_counts=True)
-    return float(found[counts.argmax()])

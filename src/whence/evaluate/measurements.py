@@ -11,7 +11,7 @@ from torch import Tensor
 from whence.errors import ConfigError
 from whence.tasks import BinaryCrossEntropy, CrossEntropy, Hinge, SmoothHinge, loss_by_name
 
-__all__ = ["Accuracy", "Margin", "Prediction", "Several", "classifies"]
+__all__ = ["Accuracy", "Margin", "Several", "classifies"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +60,6 @@ class Margin:
         right = logits.gather(1, classes[:, None])[:, 0]
         others = logits.scatter(1, classes[:, None], float("-inf"))
         return right - others.max(1).values
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The predicted class as a number: −1 or 1 where the targets are those, else its position."""
-
-    @property
-    def unit(self) -> str | None:
-        """Return None: a class has no unit."""
-        return None
-
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the class of every query [B]."""
-        logits, _ = _binary(outputs, targets)
-        classes = logits.argmax(1)
-        signed = _single(outputs) and bool((targets < 0).any())
-        return (2 * classes - 1 if signed else classes).to(logits.dtype)
 
 
 @dataclass(frozen=True)

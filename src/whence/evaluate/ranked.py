@@ -47,7 +47,7 @@ class Ranked:
         A block of n examples with m hits, after N₀ examples with P₀ hits, adds
         (m/n) Σ_{j=1..n} (P₀ + 1 + (j − 1) (m − 1)/(n − 1)) / (N₀ + j), a difference of harmonic numbers.
 
-        Reference: McSherry & Najork (2008), eq. 4.
+        Reference: McSherry & Najork (2008).
         """
         n, m = self.sizes.astype(float), self.hits.astype(float)
         before = np.cumsum(self.sizes, -1) - self.sizes

@@ -59,7 +59,7 @@ class Unimodality:
 def dip(values: Any) -> float:
     """Return Hartigan's dip statistic of numbers [N], at least 1/(2N).
 
-    Reference: Hartigan & Hartigan (1985), §5; the corners of hulls are interpolated instead of kept as change points.
+    Reference: Hartigan & Hartigan (1985); the corners of hulls are interpolated instead of kept as change points.
     """
     points = _apart(np.sort(np.asarray(values, dtype=np.float64)))
     above = np.arange(1.0, len(points) + 1)
