@@ -14,7 +14,7 @@ from whence.audit.bench import Bench, Bring, Draw, Watch, prepare, stack_of
 from whence.audit.contenders import contenders
 from whence.data import LabelledData, id_keys, other_class_noise, uniform
 from whence.errors import ConfigError, DataError
-from whence.evaluate.compare import Entry, compare, pass_seconds
+from whence.evaluate.compare import Comparison, Entry, compare, pass_seconds
 from whence.evaluate.cost import estimate
 from whence.evaluate.retraining import Retraining
 from whence.evaluate.statistics import Interval
@@ -124,21 +124,30 @@ def compare_data(
         truth, more = _retrained(bench, task, settings, watch)
     entrants = contenders(bench, task, detect=detect, seed=settings.seed)
     found = compare(entrants, truth, seconds=seconds, progress=lambda name: watch.say(f"scoring by {name}"))
+    card = {"kind": settings.truth, "seeds": settings.seeds, **more}
+    return _summary(found, bench, task, card, {
+        "whence": version, "data": data_card(data), "seed": settings.seed, "seconds": time.perf_counter() - started,
+    })  # fmt: skip
+
+
+def _summary(
+    found: Comparison, bench: Bench, task: Task, truth: dict[str, Any], more: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a comparison for JSON and for its page."""
+    queries = 0 if bench.queries is None else len(bench.queries)
     return {
         "format": 1,
-        "whence": version,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "data": data_card(data),
         "model": {"name": bench.name, "parameters": sum(p.numel() for p in task.model.parameters())},
-        "truth": {"kind": settings.truth, "figure": truth.figure, "seeds": settings.seeds, "ceiling": found.ceiling,
-                  "rows": len(bench.train), "queries": 0 if bench.queries is None else len(bench.queries), **more},
-        "seed": settings.seed,
+        "truth": {
+            **truth, "figure": found.figure, "ceiling": found.ceiling, "rows": len(bench.train), "queries": queries,
+        },
         "said": list(bench.said),
         "entries": [_entry(entry) for entry in found.entries],
         "recommended": found.recommended,
         "reason": found.reason,
         "pass_seconds": found.pass_seconds,
-        "seconds": time.perf_counter() - started,
+        **more,
     }  # fmt: skip
 
 
