@@ -162,7 +162,7 @@ def test_corrections_are_trained_on_corrected_labels() -> None:
     assert curve.of("worst", "accuracy")[0].change.value == 0, "nothing to correct is nothing changed"
     assert seen[-1] == (len(seen), len(seen)) and len(seen) < 1 + 3 * 5, "the same labels are trained once"
     sentence = verdict(curve, of="best").sentence
-    assert "correcting the 6 examples (10 %) that 'best' puts first, of which 6 had a wrong label, leaves" in sentence
+    assert "correcting the 6 examples (10 %) that 'best' puts first, of which 6 got another label, leaves" in sentence
 
 
 def network() -> nn.Sequential:

@@ -201,7 +201,7 @@ def _told(found: Curve, point: CurvePoint) -> str:
     change = f"{verb} {point.measurement} by {change.removeprefix('-')}"
     if point.change.value == 0:
         change = f"leaves {point.measurement} as it is"
-    what = {"removal": "", "correction": f", of which {point.changed} had a wrong label,"}[found.treatment]
+    what = {"removal": "", "correction": f", of which {point.changed} got another label,"}[found.treatment]
     told = "" if point.predicted is None else f"; predicted {_number(factor * point.predicted)}"
     return (
         f"{done} the {point.count} examples ({_percent(point.share)}) that {point.ranking!r} puts first{what} {change}"
