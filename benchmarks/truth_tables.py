@@ -32,9 +32,9 @@ def _lds(result: dict[str, Any]) -> Iterable[str]:
     for name in sorted((n for n in methods if not n.endswith("members")), key=lambda n: -methods[n]["lds"]):
         one = methods[name]
         several = methods.get(f"{name}, {settings['members']} members")
-        checkpoints = one.get("checkpoints")
+        checkpoints = one.get("checkpoints", [])
         rows.append([
-            name, _interval(one), "" if checkpoints is None else f"{sum(checkpoints) / len(checkpoints):.4f}",
+            name, _interval(one), f"{sum(checkpoints) / len(checkpoints):.4f}" if len(checkpoints) > 1 else "",
             "" if several is None else _interval(several), f"{one['seconds']:.2g}",
             f"{one['passes']:.0f}",
         ])  # fmt: skip
