@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from whence.data import Examples, as_examples
+from whence.data import Examples
 from whence.errors import ConfigError, RunFormatError
 from whence.index import Block, Index, IndexWriter, Products, QueryFeatures, TopK, best, frame_of
 from whence.methods import InfluenceAttribution
@@ -95,7 +95,7 @@ def extend_index(
         RunFormatError: The index belongs to another model, curvature or fit; both are named.
         DataError: An id is in the index already, whenever it was appended.
     """
-    examples = as_examples(more)
+    examples = attribution.task.examples(more)
     own = identity_of(attribution, attribution.examples)
     with_self = index.has_self_scores
     index.manifest.require({**own, "self_scores": with_self}, index.folder)

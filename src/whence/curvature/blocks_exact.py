@@ -12,7 +12,7 @@ from whence.curvature.base import DEFAULT_DAMPING, Damping, Preconditioner, abso
 from whence.curvature.blocks import BlockPreconditioner, DenseInverse, LayerInverse
 from whence.curvature.exact import cross_block, shifted_inverse
 from whence.errors import ConfigError
-from whence.gradients import Fisher, GradientStream
+from whence.gradients import Fisher, GradientStream, decay_grids
 from whence.gradients.products import Products
 
 __all__ = ["BlockExact"]
@@ -59,11 +59,13 @@ class BlockExact:
         blocks = _hessians(products) if self.hessian else _gauss_newtons(products)
         kind = "exact Hessian" if self.hessian else f"Fisher ({products.fisher})"
         decay, dtype = stream.task.weight_decay, stream.task.gradient_dtype
+        decays = decay_grids(stream.task, stream.layers)
         inverses: dict[str, LayerInverse | None] = {}
         layers: dict[str, Any] = {}
         for name, matrix in blocks.items():
             damped = absolute(self.damping, float(matrix.diagonal().mean().clamp(min=0.0)))
-            inverse, residual = shifted_inverse(matrix, damped + decay, f"the {kind} of layer {name!r}")
+            shift = damped + decays[name].reshape(-1).to(matrix)
+            inverse, residual = shifted_inverse(matrix, shift, f"the {kind} of layer {name!r}")
             inverses[name] = DenseInverse(inverse.to(dtype))
             layers[name] = {"damping": damped, "effective_damping": damped + decay, "residual": residual}
         worst = max(entry["residual"] for entry in layers.values())

@@ -11,8 +11,8 @@ from torch import Tensor
 from whence.curvature.base import DEFAULT_DAMPING, Curvature, Damping, Preconditioner, validate_damping, validate_fisher
 from whence.curvature.joint import JointPreconditioner, as_map, damping_of, validate_solver
 from whence.curvature.solve import Solution, conjugate_gradients
-from whence.gradients import Fisher, GradientStream
-from whence.gradients.products import Products
+from whence.gradients import Fisher, GradientStream, decay_grids
+from whence.gradients.products import Products, join_vectors
 
 __all__ = ["CG", "cg_from_state"]
 
@@ -99,8 +99,14 @@ class CGSolver:
         """Return x for every row of ``right`` [Q, P]."""
         apply = self.products.operator(len(right))
         precondition = None if self.inner is None else as_map(self.inner, self.products)
+        task = self.products.stream.task
+        shift = right.new_tensor(self.shift)
+        if task.decay_factors:
+            grids = decay_grids(task, self.products.stream.layers)
+            decays = join_vectors({name: grid[None] for name, grid in grids.items()}).to(right)  # [1, P]
+            shift = self.shift - task.weight_decay + decays
         return conjugate_gradients(
-            lambda v: apply(v).add_(v, alpha=self.shift), right, precondition,
+            lambda v: apply(v).addcmul_(v, shift), right, precondition,
             tolerance=self.tolerance, max_steps=self.max_steps,
         )  # fmt: skip
 

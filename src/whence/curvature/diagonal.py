@@ -18,7 +18,7 @@ from whence.curvature.base import (
     validate_fisher,
 )
 from whence.errors import NumericalError
-from whence.gradients import Factor, Fisher, Gradients, GradientStream, Lookup, Matrix, Outer
+from whence.gradients import Factor, Fisher, Gradients, GradientStream, Lookup, Matrix, Outer, decay_grids
 
 __all__ = ["Diagonal", "DiagonalPreconditioner", "diagonal_from_state"]
 
@@ -57,10 +57,11 @@ class Diagonal:
                 for name, factor in gradients.layers.items():
                     _add_squares(totals[name], factor)
         grids, layers = {}, {}
+        decays = decay_grids(task, stream.layers)
         for name, total in totals.items():
             values = total / len(stream.examples)
             damped = absolute(self.damping, float(values.mean()))
-            shifted = values + (damped + task.weight_decay)
+            shifted = values + damped + decays[name].to(values)
             if not bool((torch.isfinite(shifted) & (shifted > 0)).all()):
                 raise NumericalError(
                     f"the diagonal of layer {name!r} plus damping must be positive and finite, got a least entry of "

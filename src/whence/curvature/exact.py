@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from whence.curvature.base import Damping, Preconditioner, absolute, validate_damping, validate_fisher
 from whence.errors import ConfigError, NumericalError
-from whence.gradients import Fisher, Gradients, GradientStream, Matrix, Outer
+from whence.gradients import Fisher, Gradients, GradientStream, Matrix, Outer, decay_grids
 
 __all__ = ["Exact", "ExactPreconditioner", "cross_block", "exact_from_state", "shifted_inverse"]
 
@@ -59,7 +59,9 @@ class Exact:
         matrix = _hessian(stream, size) if self.hessian else _gauss_newton(stream, shapes, self.fisher, seed)
         kind = "exact Hessian" if self.hessian else "exact Gauss-Newton"
         damped = absolute(self.damping, float(matrix.diagonal().mean()))
-        inverse, residual = shifted_inverse(matrix, damped + stream.task.weight_decay, f"the {kind} matrix")
+        decays = decay_grids(stream.task, stream.layers)
+        shift = damped + torch.cat([decays[name].reshape(-1) for name in shapes]).to(matrix)
+        inverse, residual = shifted_inverse(matrix, shift, f"the {kind} matrix")
         details = {"curvature": kind, "damping": damped, "residual": residual, "parameters": size}
         return ExactPreconditioner(inverse, shapes, details)
 
@@ -243,8 +245,11 @@ def _offsets(shapes: Mapping[str, tuple[int, int]]) -> list[int]:
     return starts
 
 
-def shifted_inverse(matrix: Tensor, shift: float, what: str) -> tuple[Tensor, float]:
-    """Return the inverse of a curvature plus a shift, which is added in place, and the residual of a probe.
+def shifted_inverse(matrix: Tensor, shift: Tensor, what: str) -> tuple[Tensor, float]:
+    """Return the inverse of a curvature plus a shift [P], which is added in place, and the residual of a probe.
+
+    Where the shift leaves some parameters out, directions in which there is no curvature at all (a common shift of all
+    softmax biases) are left out of the inverse: no gradient of the loss has a part in them.
 
     Raises:
         NumericalError: The curvature is not finite, or not positive definite with the shift.
@@ -252,12 +257,31 @@ def shifted_inverse(matrix: Tensor, shift: float, what: str) -> tuple[Tensor, fl
     if not bool(torch.isfinite(matrix).all()):
         raise NumericalError(f"{what} must be finite, got NaN or infinity. Check the inputs and the loss.")
     matrix.diagonal().add_(shift)
+    flat, scale = _flat_directions(matrix, shift), float(matrix.diagonal().mean())
+    if flat.shape[1]:
+        matrix += scale * flat @ flat.T
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info) != 0 or float(factor.diagonal().min()) ** 2 <= 1e-14 * float(matrix.diagonal().max()):
-        raise NumericalError(_indefinite(matrix, shift, what))
+        raise NumericalError(_indefinite(matrix, float(shift.max()), what))
     inverse = torch.cholesky_inverse(factor)
     probe = torch.ones(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    return inverse, float((matrix @ (inverse @ probe) - probe).norm() / probe.norm())
+    residual = float((matrix @ (inverse @ probe) - probe).norm() / probe.norm())
+    return inverse - flat @ flat.T / scale if flat.shape[1] else inverse, residual
+
+
+def _flat_directions(matrix: Tensor, shift: Tensor) -> Tensor:
+    """Return an orthonormal basis [P, R] of the null space of a positive semidefinite matrix with a shift.
+
+    A null vector lies in the coordinates that are not shifted, so that only their block is decomposed.
+    """
+    left = (shift == 0).nonzero()[:, 0]
+    if not 0 < len(left) < len(shift):
+        return matrix.new_zeros(len(matrix), 0)
+    values, vectors = torch.linalg.eigh(matrix[left][:, left])
+    null = vectors[:, values.abs() <= 1e-12 * float(matrix.diagonal().max())]
+    basis = matrix.new_zeros(len(matrix), null.shape[1])
+    basis[left] = null
+    return basis
 
 
 def _indefinite(matrix: Tensor, shift: float, what: str) -> str:

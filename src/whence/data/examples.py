@@ -66,12 +66,14 @@ class Examples:
     Args:
         ids: Unique ids [N], integers or strings.
         fetch: Row positions [B] -> (inputs, targets). Deterministic.
+        prepared: Whether an estimator's own steps made the inputs of raw rows; see `Task.examples`.
 
     Build one with `as_examples`.
     """
 
     ids: np.ndarray
     fetch: Callable[[np.ndarray], tuple[Any, Tensor | None]] = field(repr=False)
+    prepared: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.ids) == 0:
@@ -142,7 +144,7 @@ class Examples:
 
     def select(self, rows: np.ndarray) -> Examples:
         """Return the examples at row positions ``rows``, keeping their ids."""
-        return Examples(ids=self.ids[rows], fetch=lambda inner: self.fetch(rows[inner]))
+        return Examples(ids=self.ids[rows], fetch=lambda inner: self.fetch(rows[inner]), prepared=self.prepared)
 
     def with_targets(self, targets: Tensor) -> Examples:
         """Return the same examples with other targets [N, ...]."""
@@ -152,7 +154,7 @@ class Examples:
         def fetch(rows: np.ndarray) -> tuple[Any, Tensor]:
             return self.fetch(rows)[0], targets[torch.from_numpy(rows)]
 
-        return Examples(ids=self.ids, fetch=fetch)
+        return Examples(ids=self.ids, fetch=fetch, prepared=self.prepared)
 
 
 def as_examples(data: Any, *, ids: Any = None, label: str | None = None) -> Examples:

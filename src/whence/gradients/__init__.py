@@ -9,6 +9,7 @@ from whence.gradients.stream import (
     GradientStream,
     check_capture,
     chunk_size,
+    decay_grids,
     dense_query_gradients,
     parameter_gradients,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "check_capture",
     "chunk_size",
     "concatenate",
+    "decay_grids",
     "dense_query_gradients",
     "find_layers",
     "parameter_gradients",

@@ -23,6 +23,7 @@ __all__ = [
     "GradientStream",
     "check_capture",
     "chunk_size",
+    "decay_grids",
     "dense_query_gradients",
     "parameter_gradients",
 ]
@@ -179,6 +180,17 @@ def chunk_size(task: Task, layers: tuple[Layer, ...], examples: Examples) -> int
     largest = max(factor.numbers for factor in gradients.layers.values())
     fitting = min(_LAYER_BYTES // (largest * itemsize), _CHUNK_BYTES // (gradients.numbers * itemsize))
     return int(np.clip(fitting, 1, _LARGEST_CHUNK))
+
+
+def decay_grids(task: Task, layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """Return the weight decay of every parameter, one matrix [O, I] in float64 a layer."""
+    grids = {}
+    for layer in layers:
+        values = {piece.name: task.decay_of(piece.name) for piece in layer.slot.pieces}
+        parameters = {piece.name: piece.parameter.detach() for piece in layer.slot.pieces}
+        filled = {name: torch.full_like(p, values[name], dtype=torch.float64) for name, p in parameters.items()}
+        grids[layer.name] = layer.join(filled)
+    return grids
 
 
 class _Measured(nn.Module):

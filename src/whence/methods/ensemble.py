@@ -69,12 +69,12 @@ class Ensemble:
 
         Cost: M fits (and M trainings with a recipe), in the memory of one fit and M models.
         """
-        examples = as_examples(train)
         if isinstance(members, Recipe):
-            recipe = members
+            recipe, examples = members, as_examples(train)
             tasks = [recipe.task(recipe.train(examples, seed=seed)) for seed in self.seeds]
         else:
             tasks = list(members)
+            examples = tasks[0].examples(train) if tasks else as_examples(train)
         _check(tasks)
         owned = Path(tempfile.mkdtemp(prefix="whence-")) if self.folder is None else None
         folder = owned / KIND if owned is not None else Path(self.folder or KIND)
@@ -242,7 +242,7 @@ def _check(tasks: Sequence[Task]) -> None:
     """Raise unless there are at least two tasks with one objective."""
     if len(tasks) < 2:
         raise ConfigError(f"an ensemble must have at least 2 members, got {len(tasks)}. Use Influence for one.")
-    for what in ("weight_decay", "loss", "measurement"):
+    for what in ("weight_decay", "total_decay", "decay_factors", "loss", "measurement"):
         found = {repr(getattr(task, what)) for task in tasks}
         if len(found) > 1:
             raise ConfigError(f"{what} must be the same for all members, got {sorted(found)[:3]}.")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from whence.curvature import Damping, Exact, Relative, with_rank_of
-from whence.data import Examples, as_examples
+from whence.data import Examples
 from whence.errors import NumericalError
 from whence.gradients import Coverage, chunk_size, find_layers, parameter_gradients
 from whence.index import Block
@@ -109,7 +109,9 @@ def plan(config: Influence, task: Task, train: Any, queries: Any = None) -> Plan
         >>> planned.share, planned.disk["float32"]
         (1.0, 2200)
     """
-    examples = as_examples(train)
+    examples = task.examples(train)
+    queries = None if queries is None else task.examples(queries)
+    task = replace(task.settled(examples), estimator=None)  # which would ask for all of its rows
     given = replace(config, curvature=_altered(config.curvature, None))
     try:
         return _measured(given, task, examples, queries)
@@ -188,7 +190,7 @@ def _planned(
 ) -> Plan:
     """Measure an attribution of a few examples and carry it over to all."""
     count, measured = len(examples), len(small.examples)
-    asked = _some(examples, _QUERIES) if queries is None else as_examples(queries)
+    asked = _some(examples, _QUERIES) if queries is None else small.task.examples(queries)
     number = _QUERIES if queries is None else len(asked)
     if kept == 0:  # what fits a few examples' budget does not fit all of them
         small = replace(small, stream=replace(small.stream, budget=0, _kept=[]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from whence.curvature import Preconditioner
-from whence.data import Examples, as_examples
+from whence.data import Examples
 from whence.errors import ConfigError, RunFormatError
 from whence.features import read_tensors
 from whence.gradients import Coverage, Gradients, GradientStream, find_layers
@@ -21,7 +21,7 @@ from whence.index import Index, open_index
 from whence.methods.configs import curvature_from_json
 from whence.methods.influence import Influence, InfluenceAttribution
 from whence.methods.packed import unpack
-from whence.methods.saved import CURVATURE, METHOD, loss_name, restore
+from whence.methods.saved import CURVATURE, METHOD, decay_settings, loss_name, restore
 from whence.tasks import Task
 
 __all__ = ["load"]
@@ -52,11 +52,12 @@ def load(folder: str | Path, task: Task, train: Any = None) -> InfluenceAttribut
     folder = Path(folder)
     index = open_index(folder)
     stored = _parse(index)
-    task = task.in_dtype(stored.dtype)
+    task = _settled(task, stored, train, folder).in_dtype(stored.dtype)
     _match("weights", stored.weights, task.weights_fingerprint(), folder)
     for name, expected, found in (
         ("weight_decay", stored.weight_decay, task.weight_decay),
         ("loss", stored.loss, loss_name(task)),
+        ("decay", stored.decay, decay_settings(task)),
     ):
         if expected != found:
             raise RunFormatError(f"{name} must be that of run {str(folder)!r} ({expected}), got {found}.")
@@ -67,7 +68,7 @@ def load(folder: str | Path, task: Task, train: Any = None) -> InfluenceAttribut
             raise ConfigError(f"run {str(folder)!r} holds no training factors (too large). Pass load(..., train=...).")
         examples = Examples(ids=index.stored_ids[: stored.count], fetch=_absent)
     else:
-        examples = as_examples(train)
+        examples = task.examples(train)
         _match("data", stored.data, examples.fingerprint, folder)
     stream = GradientStream(task, coverage.layers, examples, stored.chunk, stored.config.memory_budget)
     preconditioner = _restore(folder / CURVATURE, stored.preconditioner, stream)
@@ -82,6 +83,17 @@ def load(folder: str | Path, task: Task, train: Any = None) -> InfluenceAttribut
         stored=features,
         storage_error=index.storage_error if with_features else {},
     )
+
+
+def _settled(task: Task, stored: _Stored, train: Any, folder: Path) -> Task:
+    """Return the task with what follows from the number of training examples, or from the examples."""
+    if train is not None:
+        return task.settled(task.examples(train))
+    if task.estimator is not None:
+        raise ConfigError(
+            f"run {str(folder)!r} of an estimator needs its training examples. Pass load(..., train=(X, y))."
+        )
+    return task if task.total_decay is None else replace(task, weight_decay=task.total_decay / stored.count)
 
 
 def _coverage(task: Task, names: list[str], folder: Path) -> Coverage:
@@ -150,6 +162,7 @@ class _Stored:
     count: int
     layers: list[str]
     weight_decay: float
+    decay: dict[str, Any]
     loss: str
     preconditioner: dict[str, Any]
     chunk: int
@@ -174,6 +187,7 @@ def _parse(index: Index) -> _Stored:
             count=count,
             layers=[str(name) for name in identity["layers"]],
             weight_decay=float(identity["weight_decay"]),
+            decay={name: identity[name] for name in ("total_decay", "decay_factors") if name in identity},
             loss=str(identity["loss"]),
             preconditioner=dict(extra["preconditioner"]),
             chunk=chunk,

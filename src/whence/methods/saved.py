@@ -31,6 +31,7 @@ __all__ = [
     "CURVATURE",
     "METHOD",
     "append_rows",
+    "decay_settings",
     "feature_bytes",
     "feature_rows",
     "identity_of",
@@ -247,6 +248,7 @@ def identity_of(attribution: InfluenceAttribution, examples: Examples) -> dict[s
         "data": examples.fingerprint,
         "examples": len(examples),
         "weight_decay": attribution.task.weight_decay,
+        **decay_settings(attribution.task),
         "loss": loss_name(attribution.task),
         "layers": [layer.name for layer in attribution.coverage.layers],
         "computed_in": str(attribution.task.dtype).removeprefix("torch."),
@@ -254,6 +256,12 @@ def identity_of(attribution: InfluenceAttribution, examples: Examples) -> dict[s
         "chunk": attribution.stream.chunk,
         "curvature": repr(attribution.config.curvature),
     }
+
+
+def decay_settings(task: Task) -> dict[str, Any]:
+    """Return what is not usual of a task's weight decay, JSON-able."""
+    told: dict[str, Any] = {} if task.total_decay is None else {"total_decay": task.total_decay}
+    return {**told, **({"decay_factors": dict(task.decay_factors)} if task.decay_factors else {})}
 
 
 def loss_name(task: Task) -> str:

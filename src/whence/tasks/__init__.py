@@ -1,5 +1,6 @@
 """Tasks: a model, its training loss, what is measured, and how it was trained."""
 
+from whence.tasks.estimator_losses import ClassWeighted, OneVersusRest, SquaredHinge
 from whence.tasks.losses import (
     BinaryCrossEntropy,
     CrossEntropy,
@@ -15,13 +16,16 @@ from whence.tasks.task import Task
 
 __all__ = [
     "BinaryCrossEntropy",
+    "ClassWeighted",
     "CrossEntropy",
     "Hinge",
     "Loss",
     "MeanSquaredError",
+    "OneVersusRest",
     "Recipe",
     "SmoothHinge",
     "SmoothLoss",
+    "SquaredHinge",
     "Task",
     "loss_by_name",
 ]

@@ -26,6 +26,8 @@ def minimise(
 ) -> nn.Module:  # fmt: skip
     r"""Minimise J(θ) = Σ_i w_i ℓ_i(θ) / Σ_i w_i + (λ/2)‖θ‖² until ‖∇J‖₂ ≤ ``gradient_norm``.
 
+    With the task's ``total_decay`` ρ, λ is ρ / Σ_i w_i; its ``decay_factors`` hold.
+
     Args:
         task: Model (the starting point; not changed), loss and weight decay λ.
         examples: Training examples.
@@ -46,20 +48,23 @@ def minimise(
     """
     model = copy.deepcopy(task.model).double().eval()
     fitted = task.with_model(model)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = list(named.values())
+    decay = fitted.weight_decay if fitted.total_decay is None else fitted.total_decay / float(weights.sum())
+    decays = [decay * fitted.decay_factors.get(name, 1.0) for name in named]
     batches = [fitted.place(batch) for batch in examples.batches(_CHUNK)]
     shares = (weights.double() / weights.double().sum()).to(fitted.device).split(_CHUNK)
 
     def evaluate(flat: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
         nn.utils.vector_to_parameters(torch.from_numpy(flat).to(fitted.device), parameters)
-        total, gradients = 0.0, [fitted.weight_decay * p.detach() for p in parameters]
+        total, gradients = 0.0, [d * p.detach() for d, p in zip(decays, parameters, strict=True)]
         for batch, share in zip(batches, shares, strict=True):
             value = (fitted.losses(batch) * share).sum()
             for into, part in zip(gradients, torch.autograd.grad(value, parameters), strict=True):
                 into += part
             total += value.item()
-        decay = fitted.weight_decay / 2 * float(sum(p.detach().square().sum() for p in parameters))
-        return total + decay, torch.cat([g.reshape(-1) for g in gradients]).cpu().numpy()
+        total += sum(d / 2 * float(p.detach().square().sum()) for d, p in zip(decays, parameters, strict=True))
+        return total, torch.cat([g.reshape(-1) for g in gradients]).cpu().numpy()
 
     start = nn.utils.parameters_to_vector(parameters).detach().cpu().numpy()
     root = None if inverse_root is None else inverse_root.cpu().numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.data import Batch
+from whence.data import Batch, Examples, as_examples
 from whence.errors import ConfigError
+from whence.tasks.estimators import FittedEstimator, fitted_estimator
 from whence.tasks.losses import Loss, SmoothLoss, loss_by_name
 
 __all__ = ["Task"]
@@ -37,6 +38,13 @@ class Task:
         weight_decay: λ, the coefficient of (λ/2)‖θ‖² next to the *mean* loss.
         outputs: ``(model, batch) -> logits`` where calling the model on the inputs does not give them. By
             default the model's result, its ``.logits``, or the first entry of a tuple.
+        total_decay: The coefficient ρ of (ρ/2)‖θ‖² next to the *summed* loss, instead of λ: then λ = ρ/N, N the
+            number of training examples at the fit, and retraining without an example keeps ρ, so that no part of the
+            decay leaves with it (scikit-learn's C and alpha).
+        decay_factors: By name of a parameter, what its weight decay is multiplied with; 0 leaves it out, as a bias
+            often is. `Exact`, `BlockExact`, `Diagonal` and `CG` use it exactly, the other curvatures take the full
+            decay for every parameter, which damps those left out a little more.
+        estimator: What `from_sklearn` read; it makes examples of raw rows.
 
     Raises:
         ConfigError: The loss is unknown or a value is out of range.
@@ -52,6 +60,9 @@ class Task:
     measurement: str | Loss | Callable[..., Tensor] | None = field(default=None, kw_only=True)
     weight_decay: float = field(default=0.0, kw_only=True)
     outputs: Callable[[nn.Module, Batch], Tensor] | None = field(default=None, kw_only=True)
+    total_decay: float | None = field(default=None, kw_only=True)
+    decay_factors: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+    estimator: FittedEstimator | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -60,15 +71,66 @@ class Task:
             )
         if not 0 <= self.weight_decay < float("inf"):
             raise ConfigError(f"weight_decay must be zero or positive, got {self.weight_decay}.")
+        if self.total_decay is not None and not 0 <= self.total_decay < float("inf"):
+            raise ConfigError(f"total_decay must be zero or positive, got {self.total_decay}.")
+        _check_factors(self.decay_factors, self.model)
         object.__setattr__(self, "loss", _resolve(self.loss, "loss"))
         if self.measurement is not None:
             object.__setattr__(self, "measurement", _resolve(self.measurement, "measurement"))
 
     def __repr__(self) -> str:
         """Return the model's class and the settings that are not the defaults."""
-        more = {"measurement": self.measurement, "weight_decay": self.weight_decay, "outputs": self.outputs}
+        more = {
+            "measurement": self.measurement, "weight_decay": self.weight_decay, "outputs": self.outputs,
+            "total_decay": self.total_decay, "decay_factors": self.decay_factors,
+        }  # fmt: skip
         told = "".join(f", {name}={value!r}" for name, value in more.items() if value)
         return f"Task({type(self.model).__name__}, {self.loss!r}{told})"
+
+    @classmethod
+    def from_sklearn(
+        cls, estimator: Any, *, measurement: str | Loss | Callable[..., Tensor] | None = None,
+        temperature: float = 0.001,
+    ) -> Task:  # fmt: skip
+        r"""Return the task of a fitted scikit-learn estimator; then fit and ask with (X, y) as scikit-learn takes them.
+
+        Σ_i ℓ_i(θ) + (ρ/2) ‖w‖², as the estimator minimises it: ρ = 1/C (LogisticRegression, LinearSVC), alpha (Ridge,
+        MLPClassifier), on the weights; an intercept takes part only where scikit-learn says so (liblinear). Scores are
+        then the change on refitting without an example at the same C or alpha; a class weight stays as it was.
+
+        Args:
+            estimator: A fitted LogisticRegression, LinearSVC, Ridge or MLPClassifier, or a Pipeline that ends in one.
+                The steps before it are applied to X and held fixed. It must have been fitted without
+                ``sample_weight``, to a small ``tol``: influence is a statement about the minimum.
+            measurement: As in `Task`, of the estimator's decision values and class positions.
+            temperature: Of the `SmoothHinge` that stands for the hinge of ``LinearSVC(loss="hinge")``.
+
+        Returns:
+            A task in float64. ``task.examples((X, y), ids=...)`` makes examples with ids of one's own; labels are
+            those of the data, of any type. `Exact` is right for the linear ones, its damping 0. The multinomial
+            intercepts' common shift, which no loss can see, stays put.
+
+        Raises:
+            ConfigError: The estimator is not fitted, of another kind, or has a penalty or setting without a smooth
+                objective; the message names it.
+
+        Cost: a copy of the coefficients.
+        Reference: scikit-learn's user guide, "Linear models" and "Neural network models"; Koh & Liang (2017), §4.2
+            for the hinge.
+
+        Example:
+            >>> import numpy as np, whence as wh
+            >>> from sklearn.linear_model import LogisticRegression
+            >>> X, y = np.random.default_rng(0).normal(size=(30, 3)), np.array(["ham", "spam"] * 15)
+            >>> task = Task.from_sklearn(LogisticRegression(C=0.5).fit(X, y))
+            >>> attribution = wh.Influence(curvature=wh.Exact()).fit(task, (X, y))
+            >>> attribution.scores((X[:4], y[:4])).values.shape
+            torch.Size([4, 30])
+        """
+        fitted = fitted_estimator(estimator, temperature)
+        return cls(
+            fitted.model, fitted.loss, measurement=measurement, decay_factors=fitted.decay_factors, estimator=fitted
+        )
 
     @property
     def unit(self) -> str | None:
@@ -98,6 +160,28 @@ class Task:
         Squares of half-precision gradients underflow, and inverse eigenvalues overflow.
         """
         return torch.float32 if self.dtype.itemsize < torch.float32.itemsize else self.dtype
+
+    def examples(self, data: Any, *, ids: Any = None) -> Examples:
+        """Return `as_examples` of the data; for an estimator, of its raw rows: (X, y), or X alone.
+
+        Raises:
+            DataError: The rows do not fit the estimator, or are `Examples` that its steps have not seen.
+        """
+        return as_examples(data, ids=ids) if self.estimator is None else self.estimator.examples(data, ids)
+
+    def settled(self, examples: Examples) -> Task:
+        """Return the task with what follows from the training examples: λ = ρ/N and balanced class weights."""
+        task = self if self.estimator is None else replace(self, **self.estimator.objective(examples))
+        return task if task.total_decay is None else replace(task, weight_decay=task.total_decay / len(examples))
+
+    def decay_of(self, name: str) -> float:
+        """Return the weight decay of one parameter."""
+        return self.weight_decay * self.decay_factors.get(name, 1.0)
+
+    @property
+    def removed_decay(self) -> float:
+        """The part of λ that leaves with an example: all of it, or none with ``total_decay``."""
+        return self.weight_decay if self.total_decay is None else 0.0
 
     def with_model(self, model: nn.Module) -> Task:
         """Return the same task for another model."""
@@ -186,6 +270,17 @@ class Task:
         finally:
             for module in training:
                 module.training = True
+
+
+def _check_factors(factors: Mapping[str, float], model: nn.Module) -> None:
+    """Raise unless the factors are of parameters, zero or positive."""
+    names = {name for name, _ in model.named_parameters()} if factors else set()
+    for name, factor in factors.items():
+        if name not in names or not 0 <= factor < float("inf"):
+            raise ConfigError(
+                f"decay_factors must be zero or positive, of parameters of the model ({sorted(names)[:6]}), got "
+                f"{name!r}: {factor}. Use the names of model.named_parameters()."
+            )
 
 
 def _resolve(value: Any, role: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +28,14 @@ class BaselineAttribution:
         examples: The training examples.
         score: Queries -> values [Q, N].
         suspect: () -> values [N], larger = more suspect.
+        prepare: Data as a user has it -> examples.
     """
 
     name: str
     examples: Examples
     score: Callable[[Examples], Tensor] = field(repr=False)
     suspect: Callable[[], np.ndarray] = field(repr=False)
+    prepare: Callable[[Any], Examples] = field(default=as_examples, repr=False)
 
     @property
     def ids(self) -> np.ndarray:
@@ -45,7 +48,7 @@ class BaselineAttribution:
         Args:
             queries: Anything that `as_examples` takes, with labels.
         """
-        asked = as_examples(queries)
+        asked = self.prepare(queries)
         return Scores(values=self.score(asked), query_ids=asked.ids, ids=self.ids, unit=None)
 
     def suspicion(self) -> Signal:

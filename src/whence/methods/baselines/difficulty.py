@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.data import Examples, as_examples
+from whence.data import Examples
 from whence.errors import ConfigError
 from whence.methods.baselines.base import BaselineAttribution, classes_of, same_class
 from whence.tasks import Task
@@ -34,12 +34,12 @@ class LossBaseline:
 
     def fit(self, task: Task, train: object) -> BaselineAttribution:
         """Evaluate the loss of every training example."""
-        examples = as_examples(train)
+        examples = task.examples(train)
         parts = []
         with task.evaluating(), torch.no_grad():
             for batch in examples.batches(_CHUNK):
                 parts.append(task.losses(task.place(batch)).double().cpu())
-        return _fitted("loss", examples, torch.cat(parts))
+        return _fitted(task, "loss", examples, torch.cat(parts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class MarginBaseline:
         Raises:
             ConfigError: The outputs are no class logits [N, C] (or [N] for two classes), or there are no labels.
         """
-        examples = as_examples(train)
+        examples = task.examples(train)
         own = classes_of(examples, "training examples").long()
         parts = []
         with task.evaluating(), torch.no_grad():
@@ -77,10 +77,10 @@ class MarginBaseline:
         p = logits.softmax(1)
         given = p.gather(1, own[:, None])[:, 0]
         others = p.scatter(1, own[:, None], -1.0).amax(1)
-        return _fitted("margin", examples, (1 - given + others) / 2)
+        return _fitted(task, "margin", examples, (1 - given + others) / 2)
 
 
-def _fitted(name: str, examples: Examples, values: Tensor) -> BaselineAttribution:
+def _fitted(task: Task, name: str, examples: Examples, values: Tensor) -> BaselineAttribution:
     """Return the baseline of one number an example [N]."""
     kept: np.ndarray = values.numpy()
     return BaselineAttribution(
@@ -88,4 +88,5 @@ def _fitted(name: str, examples: Examples, values: Tensor) -> BaselineAttributio
         examples=examples,
         score=lambda queries: same_class(examples, queries) * values[None],
         suspect=lambda: kept.copy(),
+        prepare=task.examples,
     )

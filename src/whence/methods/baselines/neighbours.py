@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.data import Examples, as_examples
+from whence.data import Examples
 from whence.errors import ConfigError
 from whence.methods.baselines.base import BaselineAttribution, blocks, classes_of, same_class
 from whence.methods.baselines.head import Features, unit_features
@@ -51,7 +51,7 @@ class Neighbours:
 
     def fit(self, task: Task, train: object) -> BaselineAttribution:
         """Compute the features of the training examples."""
-        examples = as_examples(train)
+        examples = task.examples(train)
         own = unit_features(task, examples, self.features)
 
         def score(queries: Examples) -> Tensor:
@@ -69,7 +69,9 @@ class Neighbours:
                 parts.append((nearest_weights(cosine, self.k) * other).sum(1))
             return torch.cat(parts).numpy()
 
-        return BaselineAttribution(name="kNN disagreement", examples=examples, score=score, suspect=suspect)
+        return BaselineAttribution(
+            name="kNN disagreement", examples=examples, score=score, suspect=suspect, prepare=task.examples
+        )
 
 
 def nearest_weights(similarity: Tensor, k: int) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.data import Examples, as_examples
+from whence.data import Examples
 from whence.methods.baselines.base import BaselineAttribution, blocks, classes_of, same_class
 from whence.methods.baselines.head import Features, unit_features
 from whence.tasks import Task
@@ -43,7 +43,7 @@ class Similarity:
 
     def fit(self, task: Task, train: object) -> BaselineAttribution:
         """Compute the features of the training examples."""
-        examples = as_examples(train)
+        examples = task.examples(train)
         own = unit_features(task, examples, self.features)
 
         def score(queries: Examples) -> Tensor:
@@ -55,7 +55,9 @@ class Similarity:
             parts = [rival_margin(own[part] @ own.T, labels, part) for part in blocks(len(own))]
             return torch.cat(parts).numpy()
 
-        return BaselineAttribution(name="feature similarity", examples=examples, score=score, suspect=suspect)
+        return BaselineAttribution(
+            name="feature similarity", examples=examples, score=score, suspect=suspect, prepare=task.examples
+        )
 
 
 def rival_margin(similarity: Tensor, labels: Tensor, rows: slice) -> Tensor:
