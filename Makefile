@@ -32,6 +32,9 @@ bench: $(VENV)/.ready
 
 reproduce: $(VENV)/.ready
 	$(BIN)/python benchmarks/oracle_gates.py --threads $(THREADS) $(if $(TINY),--tiny)
+	$(BIN)/python benchmarks/retraining.py --cache runs/retraining --threads $(THREADS) $(if $(TINY),--tiny)
+	$(BIN)/python benchmarks/lds.py --cache runs/lds --threads $(THREADS) $(if $(TINY),--tiny)
+	$(BIN)/python benchmarks/index.py --threads $(THREADS) $(if $(TINY),--tiny)
 	$(BIN)/python benchmarks/label_errors.py --threads $(THREADS) $(if $(TINY),--tiny)
 
 clean:
