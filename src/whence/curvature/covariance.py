@@ -32,6 +32,8 @@ class Gram:
         self.exact = exact
         self._total = torch.zeros(width, width, dtype=torch.float64, device=device)
         self._pending: list[Tensor] = []
+        step = width if width < _NARROW else -(-width // 6)
+        self._strips = [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
     def add(self, x: Tensor) -> None:
         """Add the rows of x [B, W], or of all examples' positions [B, T, W]."""
@@ -43,8 +45,10 @@ class Gram:
     def total(self) -> Tensor:
         """The symmetric sum [W, W]."""
         self._flush()
-        lower = self._total.tril()
-        return lower + lower.tril(-1).T
+        whole = self._total + self._total.T
+        for strip in self._strips:
+            whole[strip, strip] *= 0.5  # multiplied out on both sides of the diagonal
+        return whole
 
     def _flush(self) -> None:
         """Multiply out what is pending, only the blocks on and below the diagonal."""
@@ -53,11 +57,8 @@ class Gram:
         rows = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending)
         rows = rows.double() if self.exact else rows
         self._pending.clear()
-        width = rows.shape[1]
-        step = width if width < _NARROW else -(-width // 4)
-        for start in range(0, width, step):
-            block = rows[:, start : start + step].T @ rows[:, : start + step]
-            self._total[start : start + step, : start + step] += block
+        for strip in self._strips:
+            self._total[strip, : strip.stop] += rows[:, strip].T @ rows[:, : strip.stop]
 
 
 class Covariance:
