@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +26,9 @@ from whence.gradients import (
     dense_query_gradients,
 )
 from whence.index import QueryFeatures
+from whence.methods import groups, parts
 from whence.methods.corrected import Correction, LeaveOneOut, correct
-from whence.methods.groups import Edit, change_of, group_scores, phantom_scores
 from whence.methods.packed import query_parts
-from whence.methods.parts import Decomposition, check_relative, decomposition, inverse_sizes
 from whence.methods.plan import Plan, plan_of
 from whence.methods.saved import decay_settings, loss_name, save
 from whence.scores import Scores, Signal
@@ -109,12 +108,12 @@ class InfluenceAttribution:
         """
         examples = None if queries is None else self.task.examples(queries)
         if relative is not None:
-            check_relative(relative, leverage_corrected, self.ranks_only)
+            parts.check_relative(relative, leverage_corrected, self.ranks_only)
         training = self._corrected_gradients if leverage_corrected else self.training_gradients
         values, offsets = self.products(examples, training)
         values += offsets[:, None]
         if relative is not None:
-            values *= inverse_sizes(self, relative).to(values)
+            values *= parts.inverse_sizes(self, relative).to(values)
         query_ids = np.array(["model"]) if examples is None else examples.ids
         unit = None if self.ranks_only or relative is not None else self.task.unit
         return Scores(values=values / len(self.examples), query_ids=query_ids, ids=self.ids, unit=unit)
@@ -215,25 +214,11 @@ class InfluenceAttribution:
             unit=_loss_unit(self.task),
         )
 
-    def group_scores(
-        self, groups: Mapping[str, Iterable[Any]], queries: Any = None, *, order: Literal[1, 2] = 1
-    ) -> Scores:
-        """Return the score of removing whole groups. See `whence.methods.groups.group_scores`."""
-        return group_scores(self, groups, queries, order)
-
-    def phantom_scores(self, phantoms: Any, queries: Any = None) -> Scores:
-        """Return the scores of examples that are not in training. See `whence.methods.groups.phantom_scores`."""
-        return phantom_scores(self, phantoms, queries)
-
-    def parameter_change(
-        self, ids: Sequence[Any] = (), *, phantoms: Any = None, weight: float | None = None, order: Literal[1, 2] = 1
-    ) -> dict[str, Tensor]:
-        """Return the parameters' change when examples go, come or weigh more. See `whence.methods.groups`."""
-        return change_of(self, Edit.of(self, ids, phantoms, weight), order)
-
-    def decomposition(self, queries: Any = None) -> Decomposition:
-        """Return the scores as training-loss factor times resistance. See `whence.methods.parts.decomposition`."""
-        return decomposition(self, queries)
+    # functions of an attribution, told in their own files
+    group_scores = groups.group_scores
+    parameter_change = groups.parameter_change
+    phantom_scores = groups.phantom_scores
+    decomposition = parts.decomposition
 
     @cached_property
     def gradient_norm(self) -> float:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -30,14 +30,14 @@ from whence.scores import Scores
 if TYPE_CHECKING:
     from whence.methods.attribution import InfluenceAttribution
 
-__all__ = ["Edit", "change_of", "group_scores", "phantom_scores"]
+__all__ = ["group_scores", "parameter_change", "phantom_scores"]
 
 _MAX_STEPS = 500
 _Vectors = dict[str, Tensor]  # [1, O, I] by layer
 
 
 @dataclass(frozen=True, eq=False)
-class Edit:
+class _Edit:
     """What is done to the training set.
 
     Args:
@@ -51,7 +51,9 @@ class Edit:
     weight: float | None = None
 
     @staticmethod
-    def of(attribution: InfluenceAttribution, ids: Sequence[Any], phantoms: Any, weight: float | None) -> Edit:
+    def of(
+        attribution: InfluenceAttribution, ids: Sequence[Any] | np.ndarray, phantoms: Any, weight: float | None
+    ) -> _Edit:
         """Check what a user asked for.
 
         Raises:
@@ -67,7 +69,7 @@ class Edit:
         rows = np.unique(attribution.examples.rows_of(ids))
         if added is None and (len(rows) == 0 or (weight is None and len(rows) == count)):
             raise ConfigError(f"ids must hold between 1 and {count - 1} examples, got {len(rows)}.")
-        return Edit(rows, added, weight)
+        return _Edit(rows, added, weight)
 
     def weights(self, count: int, order: int) -> tuple[float, float]:
         """Return ε of the rows and of the phantoms; ``count`` is N.
@@ -85,16 +87,25 @@ class Edit:
         return 0 if self.phantoms is None else len(self.phantoms)
 
 
-def change_of(attribution: InfluenceAttribution, edit: Edit, order: int = 1) -> dict[str, Tensor]:
-    r"""Return the predicted change of the parameters, by name.
+def parameter_change(
+    attribution: InfluenceAttribution,
+    ids: Sequence[Any] | np.ndarray = (),
+    *,
+    phantoms: Any = None,
+    weight: float | None = None,
+    order: Literal[1, 2] = 1,
+) -> dict[str, Tensor]:
+    r"""Return the predicted change of the parameters when examples are removed, added or weigh more, by name.
 
-    `InfluenceAttribution.parameter_change(ids=(), *, phantoms=None, weight=None, order=1)`:
+    Order 1: −H⁻¹ Σ ε_i g_i. Order 2: −(H + Σ ε_i (J_iᵀ W_i J_i + λ))⁻¹ Σ ε_i g_i. Removal: ε = −1/N.
 
     Args:
         attribution: A fitted attribution.
-        edit: ``ids`` are removed and ``phantoms`` (examples that are not in the training set) added, both at once
-            where both are given: a corrected label is the old row out and the new one in. With ``weight`` ε instead
-            of that, J + ε Σ (ℓ_i + λ/2 ‖θ‖²) is minimised: −1/N is removal, 1/N counts an example twice.
+        ids: Training examples to remove.
+        phantoms: Examples that are not in the training set, to be added; anything that `as_examples` takes. With
+            ``ids`` too both happen at once: a corrected label is the old row out and the new one in.
+        weight: ε of all of ``ids``, or of all phantoms, instead of removal and addition: J + ε Σ (ℓ_i + λ/2 ‖θ‖²) is
+            minimised. −1/N is removal, 1/N counts an example twice.
         order: 1: first order in the edit, −Σ ε_i H⁻¹g_i, with 1/(N − k + m) for 1/N where no weight is given;
             2: the Newton step of the edited objective.
 
@@ -121,6 +132,11 @@ def change_of(attribution: InfluenceAttribution, edit: Edit, order: int = 1) -> 
         >>> attribution.parameter_change([3, 5], phantoms=phantom, order=2)["weight"].shape
         torch.Size([2, 3])
     """
+    return _change(attribution, _Edit.of(attribution, ids, phantoms, weight), order)
+
+
+def _change(attribution: InfluenceAttribution, edit: _Edit, order: int) -> dict[str, Tensor]:
+    """Return what `parameter_change` does, of an edit that has been checked."""
     attribution.check_unchanged()
     if order not in (1, 2):
         raise ConfigError(f"order must be 1 or 2, got {order!r}.")
@@ -135,7 +151,11 @@ def change_of(attribution: InfluenceAttribution, edit: Edit, order: int = 1) -> 
 
 
 def group_scores(
-    attribution: InfluenceAttribution, groups: Mapping[str, Iterable[Any]], queries: Any = None, order: int = 1
+    attribution: InfluenceAttribution,
+    groups: Mapping[str, Iterable[Any]],
+    queries: Any = None,
+    *,
+    order: Literal[1, 2] = 1,
 ) -> Scores:
     r"""Return the score of removing whole groups.
 
@@ -152,7 +172,7 @@ def group_scores(
 
     Raises:
         ConfigError: A group is empty or everything, or there is none.
-        NumericalError: As in `change_of`.
+        NumericalError: As in `parameter_change`.
 
     Cost: as `InfluenceAttribution.scores`; order 2 a Newton step and a forward pass over the queries a group.
     """
@@ -169,7 +189,7 @@ def group_scores(
         return Scores(values=torch.stack(columns, 1), query_ids=single.query_ids, ids=names, unit=single.unit)
     examples = None if queries is None else attribution.task.examples(queries)
     before = _measured(attribution, examples, {})
-    changes = (change_of(attribution, edit, order) for edit in edits.values())
+    changes = (_change(attribution, edit, order) for edit in edits.values())
     columns = [_measured(attribution, examples, change) - before for change in changes]
     query_ids = np.array(["model"]) if examples is None else examples.ids
     return Scores(values=torch.stack(columns, 1), query_ids=query_ids, ids=names, unit=attribution.task.unit)
@@ -204,12 +224,12 @@ def phantom_scores(attribution: InfluenceAttribution, phantoms: Any, queries: An
     return Scores(values=values, query_ids=query_ids, ids=added.ids, unit=unit)
 
 
-def _edit_of(attribution: InfluenceAttribution, name: str, ids: Sequence[Any]) -> Edit:
+def _edit_of(attribution: InfluenceAttribution, name: str, ids: Sequence[Any]) -> _Edit:
     """Return the removal of a group."""
     rows, count = np.unique(attribution.examples.rows_of(ids)), len(attribution.examples)
     if not 0 < len(rows) < count:
         raise ConfigError(f"group {name!r} must hold between 1 and {count - 1} examples, got {len(rows)}.")
-    return Edit(rows)
+    return _Edit(rows)
 
 
 def _measured(attribution: InfluenceAttribution, queries: Examples | None, change: Mapping[str, Tensor]) -> Tensor:
@@ -233,7 +253,7 @@ def _gradients(attribution: InfluenceAttribution, examples: Examples) -> Iterato
         yield attribution.stream.run(examples.batch(rows), rows).training()
 
 
-def _right(attribution: InfluenceAttribution, edit: Edit, order: int) -> _Vectors:
+def _right(attribution: InfluenceAttribution, edit: _Edit, order: int) -> _Vectors:
     """Return −Σ ε_i (∇ℓ_i + λθ̂) by layer."""
     gone, come = edit.weights(len(attribution.examples), order)
     total: dict[str, Tensor] = {}
@@ -262,7 +282,7 @@ def _precondition(attribution: InfluenceAttribution, vectors: _Vectors) -> _Vect
 class _Solve:
     """Conjugate gradients on H + E, preconditioned with H⁻¹; H p is carried along, so that H itself is not needed."""
 
-    def __init__(self, attribution: InfluenceAttribution, edit: Edit) -> None:
+    def __init__(self, attribution: InfluenceAttribution, edit: _Edit) -> None:
         self._attribution = attribution
         gone, come = edit.weights(len(attribution.examples), 2)
         self._roots = [(gone, root) for root in self._roots_of(attribution.examples, edit.rows)]

@@ -88,7 +88,7 @@ class FittedEstimator:
         return Examples(ids=counted.ids, fetch=_fetch(values, targets), prepared=True)
 
     def objective(self, examples: Examples) -> dict[str, Any]:
-        """Return what of the task follows from the training examples: total decay and class weights.
+        """Return what of the task follows from the training examples: its weight decay and class weights.
 
         Raises:
             DataError: They are not as many as the estimator was fitted to.
@@ -101,8 +101,10 @@ class FittedEstimator:
             )
         if examples.targets is None:
             raise DataError(f"training examples of {self!r} must have labels, got X alone. Pass (X, y).")
-        scale = 1.0 if self.batch_rows is None else count / min(self.batch_rows, count)
-        return {"total_decay": self.total_decay * scale, "loss": self._weighted(examples.targets)}
+        loss = self._weighted(examples.targets)
+        if self.batch_rows is not None and self.batch_rows < count:  # then one row fewer leaves a batch as it is
+            return {"weight_decay": self.total_decay / self.batch_rows, "total_decay": None, "loss": loss}
+        return {"total_decay": self.total_decay, "loss": loss}
 
     def _weighted(self, targets: Tensor) -> SmoothLoss:
         """Return the loss with the class weights that scikit-learn would have used."""

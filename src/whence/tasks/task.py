@@ -170,7 +170,7 @@ class Task:
         return as_examples(data, ids=ids) if self.estimator is None else self.estimator.examples(data, ids)
 
     def settled(self, examples: Examples) -> Task:
-        """Return the task with what follows from the training examples: λ = ρ/N and balanced class weights."""
+        """Return the task with what follows from the training examples: λ = ρ/N, and balanced class weights."""
         task = self if self.estimator is None else replace(self, **self.estimator.objective(examples))
         return task if task.total_decay is None else replace(task, weight_decay=task.total_decay / len(examples))
 
