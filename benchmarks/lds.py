@@ -248,7 +248,7 @@ def judge(report: support.Report, found: dict[str, LDS]) -> None:
     print(f"  reliability of the retrainings {stable:.3f}, ceiling {ceiling:.3f}")
     ours = {name: one for name, one in found.items() if "peer" not in figures[name]}
     singles = {name: one for name, one in ours.items() if not name.endswith("members")}
-    searched = {name: figures[name]["checkpoints"] for name in singles if "× mean" in name and "EK-FAC" in name}
+    searched = {name: figures[name]["checkpoints"] for name in singles if "× mean" in name and name.startswith("EK-FAC")}
     least = max(searched, key=lambda name: np.mean(searched[name]))
     auto = np.mean(figures["EK-FAC, damping auto"]["checkpoints"])
     report.gate(f"EK-FAC, mean of the checkpoints: auto {auto:.4f} minus the best of the search ({least})",
@@ -267,7 +267,7 @@ def judge(report: support.Report, found: dict[str, LDS]) -> None:
     report.gate(f"{top} minus {rival}: {more}, lower end", more.low, low=0)
     equal = max((name for name in theirs if "EK-FAC" in name), key=lambda name: theirs[name].value, default=None)
     if equal is not None:
-        best = max((name for name in singles if "EK-FAC, " in name), key=lambda name: singles[name].value)
+        best = max((name for name in singles if name.startswith("EK-FAC, ")), key=lambda name: singles[name].value)
         more = gain(found[best], theirs[equal])
         report.gate(f"{best} minus {equal}: {more}", more.value, low=0)
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["InfluenceAttribution"]
 
-_QUERIES = 32  # queries preconditioned at a time
+_QUERIES = 8  # queries preconditioned at a time
 _QUERY_BYTES = 2**28  # of queries in memory, if the budget is smaller
 
 
