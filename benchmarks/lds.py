@@ -248,7 +248,8 @@ def judge(report: support.Report, found: dict[str, LDS]) -> None:
     print(f"  reliability of the retrainings {stable:.3f}, ceiling {ceiling:.3f}")
     ours = {name: one for name, one in found.items() if "peer" not in figures[name]}
     singles = {name: one for name, one in ours.items() if not name.endswith("members")}
-    searched = {name: figures[name]["checkpoints"] for name in singles if "× mean" in name and name.startswith("EK-FAC")}
+    relative = [name for name in singles if "× mean" in name and name.startswith("EK-FAC")]
+    searched = {name: figures[name]["checkpoints"] for name in relative}
     least = max(searched, key=lambda name: np.mean(searched[name]))
     auto = np.mean(figures["EK-FAC, damping auto"]["checkpoints"])
     report.gate(f"EK-FAC, mean of the checkpoints: auto {auto:.4f} minus the best of the search ({least})",

@@ -107,7 +107,7 @@ def test_extension_is_what_indexing_all_would_give(tmp_path: Path) -> None:
     assert bigger.summary()["extensions"] == 1
     asked = queries(case)
     features = attribution.query_features(asked)
-    blocks = attribution._query_blocks(wh.as_examples(asked))
+    blocks = attribution.query_blocks(wh.as_examples(asked))
     batch = attribution.task.place(more.batch(np.arange(9)))
     raw = torch.cat([block.inner(attribution.stream.run(batch, np.arange(9)).training()) for block in blocks])
     raw = (raw + features.offsets[:, None]) / COUNT
