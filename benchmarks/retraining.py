@@ -37,7 +37,7 @@ class Size:
     gradient_norm: float = 1e-6
 
 
-TINY = Size(rows=60, left_out=6, queries=3, epochs=5, gradient_norm=1e-4)
+TINY = Size(rows=60, left_out=6, queries=2, epochs=40, gradient_norm=1e-3)
 
 
 def main() -> None:
