@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from whence.report.plots import Axis, axis, band, curve
@@ -14,6 +14,7 @@ NUMBER = st.floats(-1e6, 1e6, allow_nan=False)
 
 
 @given(st.lists(NUMBER, max_size=8), st.booleans())
+@example([1.0, 1.1125369292536007e-308], True)
 def test_values_lie_inside(values: list[float], log: bool) -> None:
     made = axis(values, log=log)
     places = [made.place(value) for value in values]

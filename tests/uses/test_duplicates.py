@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from whence.data import from_arrays, from_frame
@@ -96,25 +96,27 @@ def test_pairs_of_texts_are_those_of_the_definition(texts: list[str], similarity
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 40), st.integers(2, 30), st.sampled_from([0.5, 0.9, 0.99]), st.integers(0, 10**6))
+@example(30, 2, 0.99, 1)
 def test_pairs_of_vectors_are_those_of_the_definition(n: int, d: int, similarity: float, seed: int) -> None:
     generator = np.random.default_rng(seed)
     vectors = np.repeat(generator.normal(size=(n, d)), 2, axis=0) + 0.2 * generator.normal(size=(2 * n, d))
     vectors[0] = 0.0
     norms = np.linalg.norm(vectors, axis=1)
     cosine = vectors @ vectors.T / np.outer(norms, np.where(norms > 0, norms, 1) + 1e-30).clip(1e-30)
-    first, second = np.nonzero(np.triu(cosine >= similarity, 1))
+    sure, possible = (pairs_of(np.triu(cosine >= similarity + margin, 1)) for margin in (1e-6, -1e-6))
     similar = SimilarVectors(vectors, similarity)
     found = similar.all_pairs()
     assert found is not None
-    assert set(zip(*map(np.ndarray.tolist, found), strict=True)) == set(
-        zip(first.tolist(), second.tolist(), strict=True)
-    )
+    assert sure <= set(zip(*map(np.ndarray.tolist, found), strict=True)) <= possible
     everyone = np.arange(2 * n)
     left, right = similar.pairs(everyone, everyone)
     upper = left < right
-    assert set(zip(left[upper].tolist(), right[upper].tolist(), strict=True)) == set(
-        zip(first.tolist(), second.tolist(), strict=True)
-    )
+    assert sure <= set(zip(left[upper].tolist(), right[upper].tolist(), strict=True)) <= possible
+
+
+def pairs_of(holds: np.ndarray) -> set[tuple[int, int]]:
+    first, second = np.nonzero(holds)
+    return set(zip(first.tolist(), second.tolist(), strict=True))
 
 
 def test_block_by_block_gives_the_groups_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -103,7 +104,7 @@ def axis(values: Iterable[float], *, log: bool = False, pad: float = 0.06, inclu
     low, high = float(found.min()), float(found.max())
     if log:
         room = max((high / low) ** pad, 1.3)
-        return Axis(low=low / room, high=high * room, log=True)
+        return Axis(low=max(low / room, sys.float_info.min), high=high * room, log=True)
     room = pad * (high - low) or max(abs(high), 1.0) * 0.1
     return Axis(low=low - room, high=high + room)
 
