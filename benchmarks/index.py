@@ -8,6 +8,8 @@ Every part runs in a process of its own, for its memory. "Private" is RssAnon: w
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -187,6 +190,13 @@ def growth(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {**figures, "peak_private_mb": peak.megabytes}
 
 
+def give_back() -> None:
+    """Return memory that is free but held by the allocator to the system, where that can be asked for."""
+    gc.collect()
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def planned(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Predict, then do."""
     rows = support_rows(settings["tiny"])
@@ -197,6 +207,7 @@ def planned(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     config.fit(task, few).scores(queries)  # the first call of anything in a process pays for loading it
     forecast = wh.plan(config, task, train, queries)
     pairs: dict[str, tuple[float, float]] = {}
+    give_back()
     before = private_mb()
     with PeakPrivate() as peak:
         start = time.perf_counter()
