@@ -15,6 +15,8 @@ NUMBER = st.floats(-1e6, 1e6, allow_nan=False)
 
 @given(st.lists(NUMBER, max_size=8), st.booleans())
 @example([1.0, 1.1125369292536007e-308], True)
+@example([2.0, 1.1125369292536007e-308], True)
+@example([1.1125369292536007e-308], True)
 def test_values_lie_inside(values: list[float], log: bool) -> None:
     made = axis(values, log=log)
     places = [made.place(value) for value in values]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from whence.report.charts import Tick, round_step, tick_text
 __all__ = ["Axis", "Dot", "Line", "Plot", "axis", "band", "curve"]
 
 _LEAST_APART = 8.0
+_LEAST_POSITIVE = 1e-100  # on a logarithmic axis; quotients of smaller numbers overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,9 @@ def axis(values: Iterable[float], *, log: bool = False, pad: float = 0.06, inclu
         return Axis(low=0.1 if log else 0.0, high=1.0, log=log)
     low, high = float(found.min()), float(found.max())
     if log:
+        low, high = max(low, _LEAST_POSITIVE), max(high, _LEAST_POSITIVE)
         room = max((high / low) ** pad, 1.3)
-        return Axis(low=max(low / room, sys.float_info.min), high=high * room, log=True)
+        return Axis(low=low / room, high=high * room, log=True)
     room = pad * (high - low) or max(abs(high), 1.0) * 0.1
     return Axis(low=low - room, high=high + room)
 
