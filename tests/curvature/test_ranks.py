@@ -53,4 +53,6 @@ def test_no_extrapolation_to_as_many_or_fewer(count: int) -> None:
 def test_what_has_no_grid_stays_as_it_is() -> None:
     case = zoo.make("mlp", count=40)
     fitted = wh.Influence(curvature=wh.Identity()).fit(wh.Task(case.model), case.train).preconditioner
-    assert with_rank_of(400, (10, fitted), (40, fitted), decay=0.0, tolerance=TOLERANCE) is not None
+    found = with_rank_of(400, (10, fitted), (40, fitted), decay=0.0, tolerance=TOLERANCE)
+    said = [(fit.state()[0], fit.summary()) for fit in (found, fitted)]
+    assert said[0] == said[1]

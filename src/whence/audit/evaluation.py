@@ -7,6 +7,7 @@ import datetime
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,5 +241,13 @@ def _sections(
         if shares:
             sweep = Sweep(shares=tuple(shares), controls=settings.controls, seed=settings.seed)
             stage = "removing rows" if name == "removal" else "correcting labels"
-            found.append((name, stage, lambda s, made=made, sweep=sweep: made(judged.showing(s), sweep)))  # type: ignore[misc]
+            found.append((name, stage, partial(_swept, judged, made, sweep)))
     return found
+
+
+def _swept(
+    judged: Judged, made: Callable[[Judged, Sweep], dict[str, Any]], sweep: Sweep,
+    step: Callable[[int, int], None] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return a curve's section, made while progress is shown."""
+    return made(judged.showing(step), sweep)

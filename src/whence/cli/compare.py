@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from whence import __version__
-from whence.audit import CompareSettings, Draw, UserModel, Watch, compare_data
+from whence.audit import CompareSettings, Draw, Watch, compare_data
 from whence.audit.comparison import TruthName
 from whence.cli.console import Stages, plain
 from whence.cli.options import Data, Drop, IdColumn, Image, Label, Model, Quiet, Seed, Split, Text, Weights
-from whence.cli.usermodel import check_processes, load_user_model
-from whence.data import LabelledData, ReadOptions, read
+from whence.cli.usermodel import bringing, check_processes
+from whence.data import ReadOptions, read
 from whence.errors import ConfigError, DataError
 from whence.evaluate.cost import RetrainingCost
 from whence.features import check_target, check_writable, write_manifest
@@ -72,10 +72,6 @@ def compare_command(
     )
     told = Console(stderr=True, highlight=False, quiet=quiet)
 
-    def bring(used: LabelledData) -> UserModel:
-        assert model is not None
-        return load_user_model(model, weights, used, train=False)
-
     def say(cost: RetrainingCost) -> None:
         told.print(f"retraining: {cost}")
         _begin(out)
@@ -84,7 +80,7 @@ def compare_command(
         stages(f"reading {plain(data, 60)}", 0)
         labelled = read(data, options)
         found = compare_data(
-            labelled, settings, errors=labelled.reference, bring=None if model is None else bring, version=__version__,
+            labelled, settings, errors=labelled.reference, bring=bringing(model, weights), version=__version__,
             watch=Watch(stage=stages, steps=stages.steps, estimate=say),
         )  # fmt: skip
     page = _write(found, out)

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from whence import __version__
-from whence.audit import EvaluateSettings, Run, UserModel, Watch, evaluate_run, open_run, reload_data
+from whence.audit import EvaluateSettings, Run, Watch, evaluate_run, open_run, reload_data
 from whence.cli.console import Stages
 from whence.cli.options import Quiet, Seed
-from whence.cli.usermodel import check_processes, load_user_model
+from whence.cli.usermodel import bringing, check_processes
 from whence.data import LabelledData, ReadOptions, read
 from whence.errors import ConfigError, DataError
 from whence.evaluate.cost import RetrainingCost
@@ -58,10 +58,6 @@ def evaluate_command(
     opened = open_run(run)
     told = Console(stderr=True, highlight=False, quiet=quiet)
 
-    def bring(used: LabelledData) -> UserModel:
-        assert model is not None
-        return load_user_model(model, weights, used, train=False)
-
     def say(cost: RetrainingCost) -> None:
         told.print(f"retraining: {cost}")
 
@@ -70,7 +66,7 @@ def evaluate_command(
         data = reload_data(opened, data_source)
         errors = None if known_errors is None else _errors(opened, data, known_errors, data_source)
         found = evaluate_run(
-            opened, data, settings, errors=errors, bring=None if model is None else bring, version=__version__,
+            opened, data, settings, errors=errors, bring=bringing(model, weights), version=__version__,
             watch=Watch(stage=stages, steps=stages.steps, estimate=say),
         )  # fmt: skip
     page = _write(found, opened)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from whence.errors import ConfigError, DataError
 from whence.features import read_tensors
 from whence.tasks import Recipe
 
-__all__ = ["check_processes", "load_user_model"]
+__all__ = ["bringing", "check_processes", "load_user_model"]
 
 
 def check_processes(spec: str | None, processes: int) -> None:
@@ -33,6 +35,11 @@ def check_processes(spec: str | None, processes: int) -> None:
             f"processes must be 1 with --model, got {processes}: other processes cannot import functions of {spec!r}. "
             "Models that can be stacked are trained several at once all the same."
         )
+
+
+def bringing(spec: str | None, weights: Path | None) -> Callable[[LabelledData], UserModel] | None:
+    """Return what makes the user's model for the rows that take part, untrained; None without one."""
+    return None if spec is None else partial(load_user_model, spec, weights, train=False)
 
 
 def load_user_model(spec: str, weights: Path | None, data: LabelledData, *, train: bool = True) -> UserModel:

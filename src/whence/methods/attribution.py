@@ -66,6 +66,7 @@ class InfluenceAttribution:
     stream: GradientStream
     stored: Sequence[tuple[slice, Gradients]] | None = None
     storage_error: Mapping[str, float] = field(default_factory=dict)
+    _versions: list[tuple[int, int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_versions", self._tensor_versions())
@@ -359,7 +360,7 @@ class InfluenceAttribution:
 
     def check_unchanged(self) -> None:
         """Raise if a weight or a running statistic is not the one that was fitted."""
-        if self._tensor_versions() != self._versions:  # type: ignore[attr-defined]
+        if self._tensor_versions() != self._versions:
             raise ConfigError("the model must be the one that was fitted, but its weights have changed. Fit again.")
 
 
