@@ -2,7 +2,7 @@
 
     python benchmarks/retraining.py --cache FOLDER [--threads 1] [--tiny]
 
-A tanh network of 2,656 parameters on 2,000 MNIST images (14×14, average-pooled), trained by Adam and then by L-BFGS
+A tanh network of 2,656 parameters on 5,500 MNIST images (14×14, average-pooled), trained by Adam and then by L-BFGS
 with weight decay to a stated gradient norm; 30 rows, half of them the most influential and half random, are left out
 one at a time and the network is trained again from the same weights.
 """
@@ -29,7 +29,7 @@ from whence.tasks.convex import minimise
 class Size:
     """How large a run is."""
 
-    rows: int = 2_000
+    rows: int = 5_500
     left_out: int = 30
     queries: int = 20
     weight_decay: float = 0.01

@@ -12,7 +12,15 @@ import whence as wh
 from whence.curvature import ProjectedPreconditioner
 from workloads import Workload
 
-CURVATURES = {"ekfac": wh.EKFAC(), "kfac": wh.KFAC(), "identity": wh.Identity(), "projected": wh.Projected(rank=8)}
+CURVATURES = {
+    "ekfac": wh.EKFAC(),
+    "ekfac-auto": wh.EKFAC(damping="auto"),
+    "kfac": wh.KFAC(),
+    "identity": wh.Identity(),
+    "diagonal": wh.Diagonal(),
+    "datainf": wh.DataInf(),
+    "projected": wh.Projected(rank=8),
+}
 
 
 class Analysis:
