@@ -18,7 +18,7 @@ TITLES = {
     "transformer": "Transformer of 4 layers, next characters of Shakespeare, loss per sequence",
 }
 DATA = {"mlp": "MNIST rows", "cnn": "MNIST rows", "transformer": "sequences of 64 characters"}
-_STYLE = """
+STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f } .head { font-weight: 600 } .axis { fill: #6e7781 }
 .peer { fill: #a8b1bb } .ours { fill: #0a7d6b } line { stroke: #d0d7de }
 @media (prefers-color-scheme: dark) {
@@ -164,7 +164,7 @@ def chart(figures: dict[str, Any], threads: int) -> str:
     title = f"Fit, queries and self-scores together, {threads} thread{'s' if threads > 1 else ''}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {top - 20}" role="img">'
-        f"<title>{title}</title><style>{_STYLE}</style>{''.join(body)}</svg>\n"
+        f"<title>{title}</title><style>{STYLE}</style>{''.join(body)}</svg>\n"
     )
 
 

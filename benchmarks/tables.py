@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import support
+from matrix_tables import matrix
 from pieces import machine, table
 from speed_tables import speed
 from truth_tables import truth
@@ -28,6 +29,7 @@ pip install -r benchmarks/requirements.txt
 export WHENCE_DATA=…/data                       # the folder with mnist/, sms_spam/, …
 make bench THREADS=1                            # speed beside five libraries (2-3 hours), then THREADS=2
 python benchmarks/speed.py --models mlp --only whence-ekfac     # one entry of it, merged into the results
+python benchmarks/matrix.py                     # task × method × metric: whence, baselines, peers (15 minutes)
 make reproduce                                  # oracle checks, retraining, label errors against cleanlab's scores
 python benchmarks/label_errors.py --sets sms    # one part alone
 ```
@@ -41,7 +43,7 @@ def renew(folder: Path | None) -> None:
     if folder is None or not folder.is_dir():
         return
     results = {path.stem: support.read_json(path) for path in sorted(folder.glob("*.json"))}
-    truths = [*_oracles(results), *truth(results)]
+    truths = [*_oracles(results), *truth(results), *matrix(results, folder)]
     parts = [_HEAD, *speed(results, folder), *truths, *_label_errors(results), *_gates(results)]
     (folder.parent / "README.md").write_text("\n".join(parts).rstrip() + "\n", "utf-8")
 
