@@ -12,6 +12,7 @@ from whence.methods.baselines import (
 from whence.methods.corrected import LeaveOneOut
 from whence.methods.ensemble import Ensemble, EnsembleAttribution, load_ensemble
 from whence.methods.influence import Influence, InfluenceAttribution
+from whence.methods.perturbation import Perturbation
 from whence.methods.plan import Plan, plan, plan_of
 from whence.methods.restored import load
 from whence.methods.saved import save
@@ -27,6 +28,7 @@ __all__ = [
     "LossBaseline",
     "MarginBaseline",
     "Neighbours",
+    "Perturbation",
     "Plan",
     "RandomBaseline",
     "Similarity",

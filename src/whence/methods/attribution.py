@@ -26,7 +26,8 @@ from whence.gradients import (
     dense_query_gradients,
 )
 from whence.index import QueryFeatures
-from whence.methods import groups, parts, perturbation
+from whence.methods import groups, parts
+from whence.methods import perturbation as perturbations
 from whence.methods.corrected import Correction, LeaveOneOut, correct
 from whence.methods.packed import query_parts
 from whence.methods.plan import Plan, plan_of
@@ -220,8 +221,8 @@ class InfluenceAttribution:
     parameter_change = groups.parameter_change
     phantom_scores = groups.phantom_scores
     decomposition = parts.decomposition
-    perturbation = perturbation.perturbation
-    replacement_scores = perturbation.replacement_scores
+    perturbation = perturbations.perturbation
+    replacement_scores = perturbations.replacement_scores
 
     @cached_property
     def gradient_norm(self) -> float:
