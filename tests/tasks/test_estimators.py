@@ -198,7 +198,7 @@ BAD: list[tuple[Any, str]] = [
     (LogisticRegression(), "estimator must be fitted, got a LogisticRegression that is not"),
     (make_pipeline(StandardScaler(), LinearSVC()), "estimator must be fitted, got a LinearSVC that is not"),
     (MLPClassifier(), "must be fitted"),
-    (Lasso(), r"one of \['LinearSVC', 'LogisticRegression', 'MLPClassifier', 'Ridge'\].*got Lasso"),
+    (Lasso(), r"one of \['LinearSVC', 'LogisticRegression', 'MLPClassifier', 'Ridge', 'SVC'\].*got Lasso"),
     (LogisticRegressionCV(), "got LogisticRegressionCV"),
     (torch.nn.Linear(2, 2), "got Linear"),
     (LogisticRegression(l1_ratio=1.0, solver="saga"), "must have an l2 penalty or none"),

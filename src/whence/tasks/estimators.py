@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError, DataError
 from whence.tasks.estimator_losses import ClassWeighted, OneVersusRest, SquaredHinge
+from whence.tasks.kernels import Kernel, KernelSpan
 from whence.tasks.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, SmoothHinge, SmoothLoss
 
 __all__ = ["FittedEstimator", "fitted_estimator"]
@@ -180,14 +181,17 @@ def fitted_estimator(estimator: Any, temperature: float) -> FittedEstimator:
             f"estimator must be one of {sorted(_READERS)}, or a Pipeline that ends in one, got {name}. "
             "Write its model as a torch module and use Task(model, ...)."
         )
-    if not hasattr(estimator, "coef_") and not hasattr(estimator, "coefs_"):
+    if not any(hasattr(estimator, name) for name in ("coef_", "coefs_", "dual_coef_")):
         raise ConfigError(f"estimator must be fitted, got a {name} that is not. Call its fit(X, y) first.")
     read = reader(estimator, temperature)
     names = getattr(estimator, "feature_names_in_", None)
-    return FittedEstimator(
-        name=name, steps=tuple(steps), features=int(estimator.n_features_in_), columns=None if steps else names,
-        class_weight=getattr(estimator, "class_weight", None), **read,
-    )  # fmt: skip
+    columns = None if steps else names
+    settings = {"features": int(estimator.n_features_in_), "class_weight": getattr(estimator, "class_weight", None)}
+    span = read.pop("span", None)
+    if span is not None:
+        steps.append(("kernel", span))
+        settings["features"] = span.size
+    return FittedEstimator(name=name, steps=tuple(steps), columns=columns, **{**settings, **read})
 
 
 def _logistic(estimator: Any, temperature: float) -> dict[str, Any]:
@@ -223,6 +227,26 @@ def _svc(estimator: Any, temperature: float) -> dict[str, Any]:
     return {
         "model": _linear(estimator), "loss": loss, "total_decay": 1.0 / float(estimator.C), "classes": classes,
         "decay_factors": _intercept(estimator, True),
+    }  # fmt: skip
+
+
+def _kernel_svc(estimator: Any, temperature: float) -> dict[str, Any]:
+    """Read an SVC of two classes: a linear one in coordinates of the span of its support vectors."""
+    classes = np.asarray(estimator.classes_)
+    if len(classes) != 2:
+        raise _refused(estimator, "two classes", f"{len(classes)}")
+    if not isinstance(estimator.kernel, str) or scipy.sparse.issparse(estimator.support_vectors_):
+        wrong = "sparse rows" if isinstance(estimator.kernel, str) else f"kernel={estimator.kernel!r}"
+        raise _refused(estimator, "a named kernel and dense rows", wrong)
+    kernel = Kernel(
+        name=estimator.kernel, gamma=float(estimator._gamma), degree=int(estimator.degree),
+        offset=float(estimator.coef0),
+    )  # fmt: skip
+    span = KernelSpan(estimator.support_vectors_, kernel)
+    return {
+        "model": _layer(span.weights(estimator.dual_coef_), np.asarray(estimator.intercept_)), "span": span,
+        "loss": SmoothHinge(temperature=temperature), "total_decay": 1.0 / float(estimator.C), "classes": classes,
+        "decay_factors": {"bias": 0.0},
     }  # fmt: skip
 
 
@@ -263,7 +287,7 @@ def _network(estimator: Any, temperature: float) -> dict[str, Any]:
 
 
 _READERS: Mapping[str, Callable[[Any, float], dict[str, Any]]] = {
-    "LinearSVC": _svc, "LogisticRegression": _logistic, "MLPClassifier": _network, "Ridge": _ridge,
+    "LinearSVC": _svc, "LogisticRegression": _logistic, "MLPClassifier": _network, "Ridge": _ridge, "SVC": _kernel_svc,
 }  # fmt: skip
 
 

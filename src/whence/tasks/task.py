@@ -94,16 +94,19 @@ class Task:
     ) -> Task:  # fmt: skip
         r"""Return the task of a fitted scikit-learn estimator; then fit and ask with (X, y) as scikit-learn takes them.
 
-        Σ_i ℓ_i(θ) + (ρ/2) ‖w‖², as the estimator minimises it: ρ = 1/C (LogisticRegression, LinearSVC), alpha (Ridge,
-        MLPClassifier), on the weights; an intercept takes part only where scikit-learn says so (liblinear). Scores are
-        then the change on refitting without an example at the same C or alpha; a class weight stays as it was.
+        Σ_i ℓ_i(θ) + (ρ/2) ‖w‖², as the estimator minimises it: ρ = 1/C (LogisticRegression, LinearSVC, SVC), alpha
+        (Ridge, MLPClassifier), on the weights; an intercept takes part only where scikit-learn says so (liblinear).
+        Scores are then the change on refitting without an example at the same C or alpha; a class weight stays as it
+        was.
 
         Args:
-            estimator: A fitted LogisticRegression, LinearSVC, Ridge or MLPClassifier, or a Pipeline that ends in one.
+            estimator: A fitted LogisticRegression, LinearSVC, SVC of two classes (w lies in the span of its support
+                vectors), Ridge or MLPClassifier, or a Pipeline that ends in one.
                 The steps before it are applied to X and held fixed. It must have been fitted without
                 ``sample_weight``, to a small ``tol``: influence is a statement about the minimum.
             measurement: As in `Task`, of the estimator's decision values and class positions.
-            temperature: Of the `SmoothHinge` that stands for the hinge of ``LinearSVC(loss="hinge")``.
+            temperature: Of the `SmoothHinge` that stands for the hinge of ``LinearSVC(loss="hinge")`` and ``SVC``:
+                weights and refitting are those of the true hinge.
 
         Returns:
             A task in float64. ``task.examples((X, y), ids=...)`` makes examples with ids of one's own; labels are
