@@ -24,8 +24,8 @@ class Gram:
     Args:
         width: W.
         device: Where the sum lives.
-        exact: Multiply in float64: the small eigenvalues of output gradients would otherwise show how rows fall into
-            chunks.
+        exact: Multiply in float64, or every example's many positions by themselves: the small eigenvalues of output
+            gradients would otherwise show how rows fall into chunks.
     """
 
     def __init__(self, width: int, device: torch.device, *, exact: bool) -> None:
@@ -37,6 +37,9 @@ class Gram:
 
     def add(self, x: Tensor) -> None:
         """Add the rows of x [B, W], or of all examples' positions [B, T, W]."""
+        if self.exact and x.ndim == 3 and len(self._strips) == 1 and x.shape[1] >= x.shape[2]:
+            self._total += (x.transpose(1, 2) @ x).sum(0, dtype=torch.float64)
+            return
         self._pending.append(x.flatten(0, -2))
         if sum(map(len, self._pending)) >= _THICK:
             self._flush()
@@ -116,7 +119,8 @@ class Covariance:
         if a.shape[1] > 1:
             present = _taking_part(factors)
             taking_part = int(present.sum())
-            a = a if taking_part == present.numel() else a * present[:, :, None]
+            if taking_part < present.numel():  # into a new tensor, as it will be read row by row
+                a = torch.mul(a, present[:, :, None], out=a.new_empty(a.shape))
         self.inputs.add(a)
         self.positions += taking_part
 
@@ -147,4 +151,5 @@ def covariances(samples: Iterator[list[Gradients]]) -> dict[str, Covariance]:
 
 def _taking_part(factors: list[Factor]) -> Tensor:
     """Return which positions have a gradient in any backward pass [B, T]."""
-    return torch.stack([factor.active for factor in factors if not isinstance(factor, Matrix)]).any(0)
+    active = [factor.active for factor in factors if not isinstance(factor, Matrix)]
+    return active[0] if len(active) == 1 else torch.stack(active).any(0)
