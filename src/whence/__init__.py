@@ -85,6 +85,7 @@ from whence.pipeline import build_index, extend_index, top
 from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task
 from whence.uses.label_errors import find_label_errors
+from whence.uses.mismatch import DomainMismatch, domain_mismatch
 
 __all__ = [
     "BM25",
@@ -104,6 +105,7 @@ __all__ = [
     "DataInf",
     "Detection",
     "Diagonal",
+    "DomainMismatch",
     "Ensemble",
     "EnsembleAttribution",
     "ErrorTruth",
@@ -156,6 +158,7 @@ __all__ = [
     "compare",
     "correction_curve",
     "detection",
+    "domain_mismatch",
     "estimate",
     "extend_index",
     "find_label_errors",
