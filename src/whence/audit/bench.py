@@ -149,7 +149,7 @@ def draw(data: LabelledData, wanted: Draw) -> tuple[np.ndarray, np.ndarray, tupl
             f"{len(queries)}. Bring more rows."
         )
     if len(np.unique(data.labels[train])) < 2:
-        raise DataError("training rows must cover at least two classes, got one. Raise --rows.")
+        raise DataError("training rows must cover at least two classes, got one. Let more rows take part.")
     return train, queries, tuple(said)
 
 

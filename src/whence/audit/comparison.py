@@ -188,8 +188,8 @@ def _trained(bench: Bench, settings: CompareSettings, watch: Watch) -> Task:
         return recipe.task(recipe.train(bench.train, seed=settings.seed, on_epoch=callback))
     if settings.truth != "known-errors" or settings.noise is not None:
         raise ConfigError(
-            f"a model of your own must come with its recipe to be trained again for {settings.truth}. "
-            "Let FUNC return (Recipe, inputs), or use --known-errors COL."
+            f"a user's model must come with its recipe to be trained again for {settings.truth}, got none. "
+            "Bring a UserModel with a recipe, or judge by errors that are known."
         )
     assert bench.model is not None
     return Task(bench.model, "cross_entropy")

@@ -56,7 +56,7 @@ class _Field:
         """Train four more models, fit all five, average."""
         recipe, train = self.bench.recipe, self.bench.train
         if recipe is None:
-            raise ConfigError("an ensemble needs a recipe to train more members. Let FUNC return (Recipe, inputs).")
+            raise ConfigError("an ensemble must have a Recipe to train more members, got a trained model alone.")
         more = [recipe.task(recipe.train(train, seed=self.seed + 1 + member)) for member in range(MEMBERS - 1)]
         config = Ensemble(method=Influence(curvature=EKFAC(damping="auto"), seed=self.seed))
         attribution = config.fit([self.task, *more], train)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import datetime
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from whence.audit.bench import Bench, Bring, Draw, Watch, draw, stack_of
 from whence.audit.comparison import SEEDS_APART, data_card, leave_out_rows
 from whence.audit.folder import Run, reload_task
 from whence.audit.job import train_rows_of
-from whence.audit.sections import Judged, detected, fixed, left_out, ranked_subsets, removed
+from whence.audit.sections import Fixed, Judged, LeftOut, RankedSubsets, Removed, Section, detected
 from whence.data import LabelledData, as_examples
 from whence.errors import ConfigError, RunFormatError
 from whence.evaluate.cost import estimate
@@ -72,7 +71,7 @@ class EvaluateSettings:
                 raise ConfigError(f"{name} must be at least {least}, got {value}.")
         for name, shares in (("remove", self.remove), ("fix", self.fix)):
             if not all(0 < share < 1 for share in shares):
-                raise ConfigError(f"{name} must hold per cents between 0 and 100, got {[100 * s for s in shares]}.")
+                raise ConfigError(f"{name} must hold shares in (0, 1), got {list(shares)}.")
 
     @property
     def retrains(self) -> bool:
@@ -113,7 +112,7 @@ def evaluate_run(
     Cost: the trainings that are asked for, less those in the cache; without a split one more, and a fit.
     """
     if not settings.retrains and errors is None:
-        raise ConfigError("at least one of --loo, --lds, --remove, --fix and --known-errors must be given, got none.")
+        raise ConfigError("settings must ask for loo, lds, remove or fix where no errors are known, got none of them.")
     watch, started = watch or Watch(), time.perf_counter()
     sections: dict[str, Any] = {}
     if errors is not None:
@@ -121,9 +120,11 @@ def evaluate_run(
         sections["detection"] = detected(run, data, errors, settings.seed)
     if settings.retrains:
         judged, said = _judged(run, data, settings, errors, bring, watch)
-        _announce(judged, settings, watch)
-        for name, stage, section in _sections(judged, settings):
-            sections[name] = {**section(watch.steps(stage, 0)), "seeds": settings.seeds, "said": list(said)}
+        asked = _sections(judged, settings)
+        _announce(judged, [section for _, _, section in asked], watch)
+        for name, stage, section in asked:
+            made = section.make(judged.showing(watch.steps(stage, 0)))
+            sections[name] = {**made, "seeds": settings.seeds, "said": list(said)}
     return {
         "format": 1,
         "whence": version,
@@ -149,8 +150,7 @@ def _judged(
     bench = _bench(run, data, train, queries, bring)
     if bench.recipe is None:
         raise ConfigError(
-            "a model of your own must come with its recipe to be trained again. Let FUNC return (Recipe, inputs), or "
-            "use --known-errors alone."
+            "a user's model must come with its recipe to be trained again, got none. Bring a UserModel with a recipe."
         )
     attribution = _stored(run, data, bench)
     if train_rows_of(data) is None:
@@ -166,7 +166,10 @@ def _judged(
         cache=settings.cache,
     )
     method = str(run.summary["method"]["name"])
-    return Judged(bench=bench, attribution=attribution, retraining=retraining, run=run, method=method), said
+    return Judged(
+        bench=bench, attribution=attribution, scores=attribution.scores(bench.queries), retraining=retraining, run=run,
+        method=method,
+    ), said  # fmt: skip
 
 
 def _bench(run: Run, data: LabelledData, train: np.ndarray, queries: np.ndarray, bring: Bring | None) -> Bench:
@@ -177,7 +180,7 @@ def _bench(run: Run, data: LabelledData, train: np.ndarray, queries: np.ndarray,
         return _rows(data, (train, queries), inputs, recipe=default.recipe, default=default, name=default.name)
     if bring is None:
         raise ConfigError(
-            "--model FILE.py:FUNC must be given again: the run used your own model, and a run never imports code."
+            "bring must return the user's model that the run was made with, got none: a run never imports code."
         )
     own = bring(data)
     return _rows(data, (train, queries), own.inputs, recipe=own.recipe, model=own.model, name=own.name)
@@ -213,41 +216,26 @@ def _stored(run: Run, data: LabelledData, bench: Bench) -> InfluenceAttribution:
     return load(run.folder / "attribution", bench.recipe.task(model.eval()), examples)
 
 
-def _announce(judged: Judged, settings: EvaluateSettings, watch: Watch) -> None:
-    """Say what retraining will cost: what can be done in stacks, and what is done one at a time."""
-    train, queries = judged.bench.train, judged.bench.queries
-    shares, controls = len(settings.remove), settings.controls
-    together = (settings.loo or -1) + 1 + (settings.lds or 0) + (1 + shares * (2 + controls) if shares else 0)
-    if together:
-        watch.estimate(estimate(judged.retraining, train, queries, together))
-    if settings.fix:
-        single = replace(judged.retraining, stack=1)
-        watch.estimate(estimate(single, train, queries, 1 + len(settings.fix) * (1 + controls)))
-
-
-def _sections(
-    judged: Judged, settings: EvaluateSettings
-) -> list[tuple[str, str, Callable[[Callable[[int, int], None] | None], dict[str, Any]]]]:
-    """Return what is asked for: name, stage, and what makes the section when it is told how to show progress."""
-    found: list[tuple[str, str, Callable[[Callable[[int, int], None] | None], dict[str, Any]]]] = []
+def _sections(judged: Judged, settings: EvaluateSettings) -> list[tuple[str, str, Section]]:
+    """Return what is asked for: name, stage, and the section."""
+    seed, found = settings.seed, list[tuple[str, str, Section]]()
     if settings.loo:
-        task = judged.attribution.task
-        rows = leave_out_rows(task, judged.bench, settings.loo, settings.seed)
-        found.append(("loo", "leaving rows out", lambda step: left_out(judged.showing(step), rows, settings.seed)))
+        rows = leave_out_rows(judged.attribution.task, judged.bench, settings.loo, seed)
+        found.append(("loo", "leaving rows out", LeftOut(rows=rows, seed=seed)))
     if settings.lds:
-        count = settings.lds
-        found.append(("lds", "training on halves", lambda s: ranked_subsets(judged.showing(s), count, settings.seed)))
-    for name, shares, made in (("removal", settings.remove, removed), ("fix", settings.fix, fixed)):
-        if shares:
-            sweep = Sweep(shares=tuple(shares), controls=settings.controls, seed=settings.seed)
-            stage = "removing rows" if name == "removal" else "correcting labels"
-            found.append((name, stage, partial(_swept, judged, made, sweep)))
+        found.append(("lds", "training on halves", RankedSubsets(count=settings.lds, seed=seed)))
+    if settings.remove:
+        sweep = Sweep(shares=tuple(settings.remove), controls=settings.controls, seed=seed)
+        found.append(("removal", "removing rows", Removed(sweep=sweep)))
+    if settings.fix:
+        sweep = Sweep(shares=tuple(settings.fix), controls=settings.controls, seed=seed)
+        found.append(("fix", "correcting labels", Fixed(sweep=sweep)))
     return found
 
 
-def _swept(
-    judged: Judged, made: Callable[[Judged, Sweep], dict[str, Any]], sweep: Sweep,
-    step: Callable[[int, int], None] | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Return a curve's section, made while progress is shown."""
-    return made(judged.showing(step), sweep)
+def _announce(judged: Judged, sections: list[Section], watch: Watch) -> None:
+    """Say what all retraining together will cost, less what the cache holds."""
+    trainings = [section.trainings(judged) for section in sections]
+    sets = sum(len(one.removed) for one in trainings)
+    known = sum(len(one) - one.missing() for one in trainings)
+    watch.estimate(estimate(judged.retraining, judged.bench.train, judged.bench.queries, sets, cached=known))

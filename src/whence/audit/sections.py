@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from whence.audit.bench import Bench
 from whence.audit.comparison import numbers
@@ -16,7 +17,14 @@ from whence.curvature import Identity
 from whence.data import LabelledData
 from whence.errors import DataError
 from whence.evaluate.agreement import agreement
-from whence.evaluate.curves import Curve, Sweep, correction_curve, removal_curve
+from whence.evaluate.curves import (
+    Curve,
+    Sweep,
+    correction_curve,
+    correction_trainings,
+    removal_curve,
+    removal_trainings,
+)
 from whence.evaluate.detection import detection
 from whence.evaluate.lds import lds
 from whence.evaluate.leave_out import leave_one_out
@@ -24,11 +32,12 @@ from whence.evaluate.measurements import Margin
 from whence.evaluate.rankings import Ranking
 from whence.evaluate.retraining import Retraining
 from whence.evaluate.subsets import sample_subsets, train_subsets
+from whence.evaluate.treatments import Trainings
 from whence.evaluate.verdict import verdict
 from whence.methods import BM25, Influence, InfluenceAttribution, LossBaseline, RandomBaseline, Similarity
 from whence.scores import Scores, Signal
 
-__all__ = ["Judged", "detected", "fixed", "left_out", "ranked_subsets", "removed"]
+__all__ = ["Fixed", "Judged", "LeftOut", "RankedSubsets", "Removed", "Section", "detected"]
 
 _POINTS = 1_500
 _CURVE = 120
@@ -41,7 +50,8 @@ class Judged:
 
     Args:
         bench: Rows, queries and recipe.
-        attribution: Scores, of a model that was trained on the training rows.
+        attribution: Of a model that was trained on the training rows.
+        scores: The run's scores for the queries.
         retraining: How to train again.
         run: The audit.
         method: Name of its method.
@@ -49,6 +59,7 @@ class Judged:
 
     bench: Bench
     attribution: InfluenceAttribution
+    scores: Scores
     retraining: Retraining
     run: Run
     method: str
@@ -57,18 +68,125 @@ class Judged:
         """Return the same that tells of its progress."""
         return replace(self, retraining=replace(self.retraining, progress=step))
 
-    @property
-    def scores(self) -> Scores:
-        """The run's scores for the queries."""
-        return self.attribution.scores(self.bench.queries)
+    def without(self, removed: list[Any]) -> Trainings:
+        """Return the trainings without some sets of ids that measure the queries' loss."""
+        train, queries = self.bench.train, self.bench.queries
+        return Trainings(retraining=self.retraining, examples=train, queries=queries, removed=removed)
 
 
-def left_out(judged: Judged, rows: np.ndarray, seed: int) -> dict[str, Any]:
+class Section(Protocol):
+    """A part of an evaluation that needs models to be trained again."""
+
+    def trainings(self, judged: Judged) -> Trainings:
+        """Return what will be trained."""
+
+    def make(self, judged: Judged) -> dict[str, Any]:
+        """Train, compare, and return the section for JSON."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LeftOut:
+    """Scores against real leave-one-out changes.
+
+    Args:
+        rows: Positions of the training rows to leave out.
+        seed: Of bootstraps and of which points are shown.
+    """
+
+    rows: np.ndarray
+    seed: int
+
+    def trainings(self, judged: Judged) -> Trainings:
+        """Return what will be trained."""
+        return judged.without([[], *([id_] for id_ in judged.bench.train.ids[self.rows].tolist())])
+
+    def make(self, judged: Judged) -> dict[str, Any]:
+        """Train, compare, and return the section for JSON."""
+        train, queries = judged.bench.train, judged.bench.queries
+        return _left_out(judged, leave_one_out(judged.retraining, train, queries, train.ids[self.rows]), self.seed)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankedSubsets:
+    """Summed scores against models trained on random halves, beside humble baselines.
+
+    Args:
+        count: Halves.
+        seed: Of the draw and of bootstraps.
+    """
+
+    count: int
+    seed: int
+
+    def trainings(self, judged: Judged) -> Trainings:
+        """Return what will be trained."""
+        subsets = sample_subsets(judged.bench.train, self.count, seed=self.seed)
+        return judged.without([subsets.ids[~kept] for kept in subsets.kept])
+
+    def make(self, judged: Judged) -> dict[str, Any]:
+        """Train, compare, and return the section for JSON."""
+        return _ranked_subsets(judged, self.count, self.seed)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Removed:
+    """The most harmful and the most suspect rows removed, against prediction and chance.
+
+    Args:
+        sweep: How many rows.
+    """
+
+    sweep: Sweep
+
+    def trainings(self, judged: Judged) -> Trainings:
+        """Return what will be trained."""
+        bench = judged.bench
+        return removal_trainings(judged.retraining, bench.train, bench.queries, self._rankings(judged), self.sweep)
+
+    def make(self, judged: Judged) -> dict[str, Any]:
+        """Train, compare, and return the section for JSON."""
+        scores, queries = judged.scores, judged.bench.queries
+        measured = replace(judged.attribution.task, measurement=Margin())
+        margins = judged.attribution.config.fit(measured, judged.bench.train).scores(queries)
+        # one that ranks has no sizes
+        predictions = {} if scores.unit is None else {"loss": scores, "accuracy": margins}
+        return _curve(
+            removal_curve(
+                judged.retraining, judged.bench.train, queries, self._rankings(judged), predictions=predictions,
+                sweep=self.sweep,
+            )
+        )  # fmt: skip
+
+    def _rankings(self, judged: Judged) -> dict[str, Ranking]:
+        return {"predicted harm": judged.scores, "suspicion": _suspicion(judged)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fixed:
+    """The most suspect rows with their suggested label, against random rows.
+
+    Args:
+        sweep: How many rows.
+    """
+
+    sweep: Sweep
+
+    def trainings(self, judged: Judged) -> Trainings:
+        """Return what will be trained."""
+        train, queries, labels = judged.bench.train, judged.bench.queries, _suggested(judged)
+        return correction_trainings(judged.retraining, train, queries, _suspicion(judged), self.sweep, labels=labels)
+
+    def make(self, judged: Judged) -> dict[str, Any]:
+        """Train, compare, and return the section for JSON."""
+        train, queries, labels = judged.bench.train, judged.bench.queries, _suggested(judged)
+        ranking: dict[str, Ranking] = {"suspicion": _suspicion(judged)}
+        return _curve(correction_curve(judged.retraining, train, queries, ranking, labels=labels, sweep=self.sweep))
+
+
+def _left_out(judged: Judged, actual: Scores, seed: int) -> dict[str, Any]:
     """Compare scores with real leave-one-out changes."""
-    train, queries = judged.bench.train, judged.bench.queries
+    scores, queries = judged.scores, judged.bench.queries
     assert queries is not None
-    scores = judged.scores
-    actual = leave_one_out(judged.retraining, train, queries, train.ids[rows])
     found = agreement(scores, actual, seed=seed)
     said = verdict(found)
     place = {id_: column for column, id_ in enumerate(scores.ids.tolist())}
@@ -91,7 +209,7 @@ def left_out(judged: Judged, rows: np.ndarray, seed: int) -> dict[str, Any]:
     }
 
 
-def ranked_subsets(judged: Judged, count: int, seed: int) -> dict[str, Any]:
+def _ranked_subsets(judged: Judged, count: int, seed: int) -> dict[str, Any]:
     """Compare summed scores with models trained on random halves, beside humble baselines."""
     bench, task = judged.bench, judged.attribution.task
     train, queries = bench.train, bench.queries
@@ -152,30 +270,14 @@ def detected(run: Run, data: LabelledData, errors: np.ndarray, seed: int) -> dic
     }
 
 
-def removed(judged: Judged, sweep: Sweep) -> dict[str, Any]:
-    """Remove the most harmful and the most suspect rows, train again, compare with prediction and chance."""
-    scores, queries = judged.scores, judged.bench.queries
-    measured = replace(judged.attribution.task, measurement=Margin())
-    margins = judged.attribution.config.fit(measured, judged.bench.train).scores(queries)
-    predictions = {} if scores.unit is None else {"loss": scores, "accuracy": margins}  # one that ranks has no sizes
-    rankings: dict[str, Ranking] = {"predicted harm": scores, "suspicion": _suspicion(judged)}
-    curve = removal_curve(
-        judged.retraining, judged.bench.train, queries, rankings, predictions=predictions, sweep=sweep
-    )
-    return _curve(curve)
-
-
-def fixed(judged: Judged, sweep: Sweep) -> dict[str, Any]:
-    """Give the most suspect rows their suggested label, train again, compare with random rows."""
+def _suggested(judged: Judged) -> Tensor:
+    """Return the labels that the run suggests for its suspects, and the given ones of all other training rows [N]."""
     bench = judged.bench
     frame = judged.run.suspects.set_index("id").loc[bench.train.ids.tolist()]
     place = {name: number for number, name in enumerate(bench.data.classes)}
     suggested = frame["suggested_label"].map(place).to_numpy()
     assert bench.train.targets is not None
-    labels = torch.from_numpy(np.where(frame["is_suspect"], suggested, bench.train.targets.numpy()).astype(np.int64))
-    ranking: dict[str, Ranking] = {"suspicion": _suspicion(judged)}
-    curve = correction_curve(judged.retraining, bench.train, bench.queries, ranking, labels=labels, sweep=sweep)
-    return _curve(curve)
+    return torch.from_numpy(np.where(frame["is_suspect"], suggested, bench.train.targets.numpy()).astype(np.int64))
 
 
 def _suspicion(judged: Judged) -> Signal:

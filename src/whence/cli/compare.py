@@ -13,15 +13,32 @@ from rich.markup import escape
 from rich.table import Table
 
 from whence import __version__
-from whence.audit import CompareSettings, Draw, Watch, compare_data
+from whence.audit import CompareSettings, Draw, compare_data
+from whence.audit.bench import Bring
 from whence.audit.comparison import TruthName
-from whence.cli.console import Stages, plain
-from whence.cli.options import Data, Drop, IdColumn, Image, Label, Model, Quiet, Seed, Split, Text, Weights
+from whence.cli.console import plain
+from whence.cli.options import (
+    AsJson,
+    Cache,
+    Data,
+    Drop,
+    IdColumn,
+    Image,
+    KnownErrors,
+    Label,
+    Model,
+    Processes,
+    Quiet,
+    Seed,
+    Split,
+    Text,
+    Weights,
+)
+from whence.cli.retrain import check_places, telling
 from whence.cli.usermodel import bringing, check_processes
 from whence.data import ReadOptions, read
 from whence.errors import ConfigError, DataError
-from whence.evaluate.cost import RetrainingCost
-from whence.features import check_target, check_writable, write_manifest
+from whence.features import write_manifest
 from whence.report import render_comparison
 
 __all__ = ["compare_command"]
@@ -44,16 +61,16 @@ def compare_command(
     truth: Truth = None,
     subsets: Annotated[int, typer.Option(help="lds: random halves to train on.")] = 32,
     loo: Annotated[int, typer.Option(help="loo: rows to leave out, one at a time.")] = 50,
-    known_errors: Annotated[str | None, typer.Option(help="Column that marks rows whose label is wrong.")] = None,
+    known_errors: KnownErrors = None,
     noise: Annotated[float | None, typer.Option(help="Share of labels to flip, then to be found.")] = None,
     seeds: Annotated[int, typer.Option(help="Trainings of every half or removal.")] = 2,
     rows: Annotated[int, typer.Option(help="Training rows that take part, at most.")] = 10_000,
     queries: Annotated[int, typer.Option(help="Held-out rows to predict, at most.")] = 100,
-    processes: Annotated[int, typer.Option(help="Processes to train in.")] = 1,
-    cache: Annotated[Path | None, typer.Option(help="Where trainings are kept; by default in the output.")] = None,
+    processes: Processes = 1,
+    cache: Cache = None,
     out: Annotated[Path, typer.Option(help="Folder for table and page.")] = Path("whence-compare"),
     seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare all methods that apply with humble baselines on DATA, by real retraining and cost; recommend one.
@@ -61,8 +78,7 @@ def compare_command(
     Example: whence compare sms.csv --label label --out runs/compare
     """
     check_processes(model, processes)
-    check_target(out)
-    check_writable(out)
+    check_places(out, cache)
     settings = CompareSettings(
         truth=_truth(truth, known_errors, noise), subsets=subsets, loo=loo, noise=noise, seeds=seeds,
         drawn=Draw(rows=rows, queries=queries, seed=seed), processes=processes, cache=cache or out / "cache",
@@ -70,24 +86,24 @@ def compare_command(
     options = ReadOptions(
         label=label, text=text, image=image, id=id_column, split=split, reference=known_errors, drop=tuple(drop or ())
     )
-    told = Console(stderr=True, highlight=False, quiet=quiet)
-
-    def say(cost: RetrainingCost) -> None:
-        told.print(f"retraining: {cost}")
-        _begin(out)
-
-    with Stages(quiet=quiet) as stages:
-        stages(f"reading {plain(data, 60)}", 0)
+    with telling(quiet, begin=lambda: _begin(out)) as watch:
+        watch.say(f"reading {plain(data, 60)}")
         labelled = read(data, options)
         found = compare_data(
-            labelled, settings, errors=labelled.reference, bring=bringing(model, weights), version=__version__,
-            watch=Watch(stage=stages, steps=stages.steps, estimate=say),
+            labelled, settings, errors=labelled.reference, bring=_brings(model, weights, settings),
+            version=__version__, watch=watch,
         )  # fmt: skip
     page = _write(found, out)
     if as_json:
         print(json.dumps({**found, "page": str(page)}, allow_nan=False))
-        return
-    _print(found, page)
+    else:
+        _print(found, page)
+
+
+def _brings(model: str | None, weights: Path | None, settings: CompareSettings) -> Bring | None:
+    """Return what makes the user's model; only rows with known errors can be judged without its recipe."""
+    alone = settings.truth == "known-errors" and settings.noise is None
+    return bringing(model, weights, otherwise=None if alone else "use --known-errors COL")
 
 
 def _truth(named: str | None, known_errors: str | None, noise: float | None) -> TruthName:

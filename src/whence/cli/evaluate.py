@@ -13,13 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from whence import __version__
-from whence.audit import EvaluateSettings, Run, Watch, evaluate_run, open_run, reload_data
-from whence.cli.console import Stages
-from whence.cli.options import Quiet, Seed
+from whence.audit import EvaluateSettings, Run, evaluate_run, open_run, reload_data
+from whence.cli.options import AsJson, Cache, KnownErrors, Processes, Quiet, Seed
+from whence.cli.retrain import check_places, per_cents, telling
 from whence.cli.usermodel import bringing, check_processes
 from whence.data import LabelledData, ReadOptions, read
 from whence.errors import ConfigError, DataError
-from whence.evaluate.cost import RetrainingCost
 from whence.report import render, render_evaluation
 
 __all__ = ["evaluate_command"]
@@ -32,18 +31,18 @@ def evaluate_command(
     run: Annotated[Path, typer.Argument(help="Folder that whence audit wrote.")],
     loo: Annotated[int | None, typer.Option(help="Rows to leave out, one at a time: 50.")] = None,
     lds: Annotated[int | None, typer.Option(help="Random halves to train on: 32.")] = None,
-    known_errors: Annotated[str | None, typer.Option(help="Column that marks rows whose label is wrong.")] = None,
+    known_errors: KnownErrors = None,
     remove: Shares = None,
     fix: Annotated[str | None, typer.Option(help="Per cents of the rows to give their suggested label.")] = None,
     queries: Annotated[int, typer.Option(help="Held-out rows to measure, at most.")] = 200,
     seeds: Annotated[int, typer.Option(help="Trainings of every set of rows.")] = 3,
-    processes: Annotated[int, typer.Option(help="Processes to train in.")] = 1,
-    cache: Annotated[Path | None, typer.Option(help="Where trainings are kept; by default in the run.")] = None,
+    processes: Processes = 1,
+    cache: Cache = None,
     model: Annotated[str | None, typer.Option(help="FILE.py:FUNC again, if the run used your model.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
     data_source: Annotated[Path | None, typer.Option(help="The audited data, if it was moved.")] = None,
     seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Train RUN's model again without some rows and compare what happens with what its scores predict.
@@ -51,39 +50,34 @@ def evaluate_command(
     Example: whence evaluate runs/sms --lds 32 --remove 1,5,10
     """
     check_processes(model, processes)
+    check_places(None, cache)
     settings = EvaluateSettings(
-        loo=loo, lds=lds, remove=_shares("--remove", remove), fix=_shares("--fix", fix), queries=queries, seeds=seeds,
-        processes=processes, cache=cache or run / "cache", seed=seed,
+        loo=loo, lds=lds, remove=per_cents("--remove", remove), fix=per_cents("--fix", fix), queries=queries,
+        seeds=seeds, processes=processes, cache=cache or run / "cache", seed=seed,
     )  # fmt: skip
     opened = open_run(run)
-    told = Console(stderr=True, highlight=False, quiet=quiet)
-
-    def say(cost: RetrainingCost) -> None:
-        told.print(f"retraining: {cost}")
-
-    with Stages(quiet=quiet) as stages:
-        stages("reading the data", 0)
+    _check_asked(opened, settings, known_errors, model)
+    with telling(quiet) as watch:
+        watch.say("reading the data")
         data = reload_data(opened, data_source)
         errors = None if known_errors is None else _errors(opened, data, known_errors, data_source)
-        found = evaluate_run(
-            opened, data, settings, errors=errors, bring=bringing(model, weights), version=__version__,
-            watch=Watch(stage=stages, steps=stages.steps, estimate=say),
-        )  # fmt: skip
+        bring = bringing(model, weights, otherwise="use --known-errors alone" if settings.retrains else None)
+        found = evaluate_run(opened, data, settings, errors=errors, bring=bring, version=__version__, watch=watch)
     page = _write(found, opened)
     if as_json:
         print(json.dumps({**found, "page": str(page)}, allow_nan=False))
-        return
-    _print(found, page)
+    else:
+        _print(found, page)
 
 
-def _shares(option: str, text: str | None) -> tuple[float, ...]:
-    """Return shares from per cents joined with commas."""
-    if text is None:
-        return ()
-    try:
-        return tuple(float(part) / 100 for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"{option} must be per cents joined with commas, as in 1,2,5,10, got {text!r}.") from None
+def _check_asked(run: Run, settings: EvaluateSettings, known_errors: str | None, model: str | None) -> None:
+    """Raise where nothing is asked for, or what is asked for needs the user's model."""
+    if not settings.retrains and known_errors is None:
+        raise ConfigError("at least one of --loo, --lds, --remove, --fix and --known-errors must be given, got none.")
+    if settings.retrains and model is None and not run.manifest["model"]["embedded"]:
+        raise ConfigError(
+            "--model FILE.py:FUNC must be given again: the run used your own model, and a run never imports code."
+        )
 
 
 def _errors(run: Run, data: LabelledData, column: str, source: Path | None) -> np.ndarray:

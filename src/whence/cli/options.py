@@ -10,7 +10,24 @@ import typer
 from whence.audit import METHODS
 from whence.errors import ConfigError
 
-__all__ = ["Data", "Drop", "IdColumn", "Image", "Label", "Method", "Model", "Quiet", "Seed", "Split", "Text", "Weights"]
+__all__ = [
+    "AsJson",
+    "Cache",
+    "Data",
+    "Drop",
+    "IdColumn",
+    "Image",
+    "KnownErrors",
+    "Label",
+    "Method",
+    "Model",
+    "Processes",
+    "Quiet",
+    "Seed",
+    "Split",
+    "Text",
+    "Weights",
+]
 
 
 def _known(method: str) -> str:
@@ -30,5 +47,9 @@ Drop = Annotated[list[str] | None, typer.Option(help="Column to leave out; repea
 Model = Annotated[str | None, typer.Option(help="Your own model: FILE.py:FUNC, called with the data.")]
 Weights = Annotated[Path | None, typer.Option(help="Its weights: safetensors, or a state dict.")]
 Method = Annotated[str, typer.Option(help=f"Curvature for influence: {', '.join(METHODS)}.", callback=_known)]
+KnownErrors = Annotated[str | None, typer.Option(help="Column that marks rows whose label is wrong.")]
+Processes = Annotated[int, typer.Option(help="Processes to train in.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder where trainings are kept; by default in the output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

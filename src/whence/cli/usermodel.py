@@ -37,9 +37,28 @@ def check_processes(spec: str | None, processes: int) -> None:
         )
 
 
-def bringing(spec: str | None, weights: Path | None) -> Callable[[LabelledData], UserModel] | None:
-    """Return what makes the user's model for the rows that take part, untrained; None without one."""
-    return None if spec is None else partial(load_user_model, spec, weights, train=False)
+def bringing(
+    spec: str | None, weights: Path | None, *, otherwise: str | None = None
+) -> Callable[[LabelledData], UserModel] | None:
+    """Return what makes the user's model for the rows that take part, untrained; None without one.
+
+    Args:
+        spec: FILE.py:FUNC, or None.
+        weights: Weights to load.
+        otherwise: Where the model must come with a recipe, what to do without one; else None.
+    """
+    return None if spec is None else partial(_brought, spec, weights, otherwise)
+
+
+def _brought(spec: str, weights: Path | None, otherwise: str | None, data: LabelledData) -> UserModel:
+    """Return the user's model, with a recipe where it must have one."""
+    found = load_user_model(spec, weights, data, train=False)
+    if otherwise is not None and found.recipe is None:
+        raise ConfigError(
+            "a model of your own must come with its recipe to be trained again, got a model alone. Let FUNC return "
+            f"(Recipe, inputs), or {otherwise}."
+        )
+    return found
 
 
 def load_user_model(spec: str, weights: Path | None, data: LabelledData, *, train: bool = True) -> UserModel:

@@ -58,8 +58,9 @@ class RetrainingCost:
 
 
 def estimate(
-    retraining: Retraining, train: Any, queries: Any, trainings: int | Sequence[Sequence[Any] | np.ndarray]
-) -> RetrainingCost:
+    retraining: Retraining, train: Any, queries: Any, trainings: int | Sequence[Sequence[Any] | np.ndarray], *,
+    cached: int = 0,
+) -> RetrainingCost:  # fmt: skip
     """Predict how long retraining will take, before it is started.
 
     Args:
@@ -67,7 +68,8 @@ def estimate(
         train: Training examples: anything that `as_examples` takes.
         queries: Queries, likewise; None for a measurement of the model alone.
         trainings: Sets of ids to remove, as for `Retraining.measure`; what the cache holds of them costs nothing. Or
-            their number J, of which nothing is taken to be known.
+            their number J.
+        cached: Where a number is given, how many of the J·S trainings are known already.
 
     Returns:
         Wall time of J·S trainings, less those in the cache. A recipe's training by gradient descent is timed over one
@@ -75,7 +77,7 @@ def estimate(
         Each of several processes trains on one thread.
 
     Raises:
-        ConfigError: There is less than one training to do; or as `Retraining.measure` would.
+        ConfigError: There is less than one training to do, or more of them are known; or as `Retraining.measure`.
 
     Cost: five epochs of one stack (or one training), and the start of one process where there are several.
 
@@ -93,7 +95,9 @@ def estimate(
     if sets < 1:
         raise ConfigError(f"trainings must be at least 1 or sets of ids, got {sets}.")
     total = sets * len(retraining.seeds)
-    missing = total if given is None else retraining.missing(examples, asked, given)
+    if not 0 <= cached <= (total if given is None else 0):
+        raise ConfigError(f"cached must be at most the {total} trainings, and 0 where sets are given, got {cached}.")
+    missing = total - cached if given is None else retraining.missing(examples, asked, given)
     stack = min(retraining.stack, sets)
     units = math.ceil(missing / stack)
     processes = max(1, min(retraining.processes, units))

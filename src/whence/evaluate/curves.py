@@ -10,15 +10,23 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from whence.data import as_examples
+from whence.data import Examples, as_examples
 from whence.errors import ConfigError
 from whence.evaluate.rankings import Ranking, as_rankings, predicted_sums
 from whence.evaluate.retraining import Retraining
 from whence.evaluate.statistics import Interval, over_draws, over_seeds
-from whence.evaluate.treatments import ACCURACY, Treatments, default_measurements, measure_corrected
+from whence.evaluate.treatments import ACCURACY, Trainings, Treatments, corrections, default_measurements, removals
 from whence.scores import Scores
 
-__all__ = ["Curve", "CurvePoint", "Sweep", "correction_curve", "removal_curve"]
+__all__ = [
+    "Curve",
+    "CurvePoint",
+    "Sweep",
+    "correction_curve",
+    "correction_trainings",
+    "removal_curve",
+    "removal_trainings",
+]
 
 Treatment = Literal["removal", "correction"]
 Totals = Callable[[Scores, np.ndarray], np.ndarray]
@@ -170,11 +178,7 @@ def removal_curve(
         [['ids', 'loss', 2], ['ids', 'accuracy', 2]]
     """
     treatments = _treatments(retraining, train, queries, rankings, sweep or Sweep())
-    examples = treatments.examples
-    if treatments.counts[-1] >= len(examples):
-        raise ConfigError(f"shares must leave some of the {len(examples)} examples, got {treatments.counts[-1]}.")
-    sets = treatments.sets()
-    measured = treatments.several().measure(examples, treatments.queries, [[], *(examples.ids[rows] for rows in sets)])
+    examples, measured = treatments.examples, removals(treatments).measure()
 
     def totals(scores: Scores, rows: np.ndarray) -> np.ndarray:
         scale = len(examples) / (len(examples) - len(rows))
@@ -220,12 +224,8 @@ def correction_curve(
         4
     """
     treatments = _treatments(retraining, train, queries, rankings, sweep or Sweep())
-    examples, given = treatments.examples, treatments.examples.targets
-    if given is None or len(labels) != len(given):
-        raise ConfigError(f"labels must be right targets of all {len(examples)} examples, got {len(labels)}.")
-    right = labels.reshape(given.shape).to(given.dtype)
-    wrong = (right != given).reshape(len(given), -1).any(1).numpy()
-    measured = measure_corrected(treatments, right, [rows[wrong[rows]] for rows in treatments.sets()])
+    examples, (right, wrong) = treatments.examples, _compared(treatments.examples, labels)
+    measured = corrections(treatments, right, wrong).measure()
 
     def totals(scores: Scores, rows: np.ndarray) -> np.ndarray:
         return predicted_sums(scores, examples, treatments.query_ids, rows[wrong[rows]])
@@ -233,6 +233,31 @@ def correction_curve(
     predicting = {name: dict(predictions or {}) for name in treatments.rankings}
     points = _Points(treatments, treatments.split(measured), predicting, totals)
     return points.curve("correction", lambda rows: int(wrong[rows].sum()))
+
+
+def removal_trainings(
+    retraining: Retraining, train: Any, queries: Any, rankings: Ranking | Mapping[str, Ranking], sweep: Sweep
+) -> Trainings:
+    """Return what `removal_curve` will train."""
+    return removals(_treatments(retraining, train, queries, rankings, sweep))
+
+
+def correction_trainings(
+    retraining: Retraining, train: Any, queries: Any, rankings: Ranking | Mapping[str, Ranking], sweep: Sweep, *,
+    labels: Tensor,
+) -> Trainings:  # fmt: skip
+    """Return what `correction_curve` will train."""
+    treatments = _treatments(retraining, train, queries, rankings, sweep)
+    return corrections(treatments, *_compared(treatments.examples, labels))
+
+
+def _compared(examples: Examples, labels: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Return right labels like the examples' own, and which of these are wrong [N]."""
+    given = examples.targets
+    if given is None or len(labels) != len(given):
+        raise ConfigError(f"labels must be right targets of all {len(examples)} examples, got {len(labels)}.")
+    right = labels.reshape(given.shape).to(given.dtype)
+    return right, (right != given).reshape(len(given), -1).any(1).numpy()
 
 
 def _treatments(

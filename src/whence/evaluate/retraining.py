@@ -128,9 +128,8 @@ class Retraining:
         """
         examples = as_examples(train)
         asked = None if queries is None else as_examples(queries)
-        kept, cache = _kept(examples, removed), self._cache(examples, asked, corrected)
-        fixed = None if corrected is None else corrected.mask(examples, len(kept))
-        states = kept if fixed is None else np.concatenate([kept, fixed], 1)
+        cache = self._cache(examples, asked, corrected)
+        states, kept, fixed = _states(examples, removed, corrected)
         count = (1 if asked is None else len(asked)) * len(_parts(self.measurement))
         values = np.full((len(removed), len(self.seeds), count), np.nan)
         jobs = [(job, seat) for seat in range(len(self.seeds)) for job in range(len(removed))]
@@ -153,11 +152,14 @@ class Retraining:
                 self.progress(done, len(jobs))
         return torch.from_numpy(values)
 
-    def missing(self, train: Any, queries: Any, removed: Sequence[Sequence[Any] | np.ndarray]) -> int:
+    def missing(
+        self, train: Any, queries: Any, removed: Sequence[Sequence[Any] | np.ndarray], *,
+        corrected: Corrections | None = None,
+    ) -> int:  # fmt: skip
         """Return how many trainings `measure` would do: those that the cache does not hold."""
         examples = as_examples(train)
-        cache = self._cache(examples, None if queries is None else as_examples(queries), None)
-        jobs = [(row, seed) for row in _kept(examples, removed) for seed in self.seeds]
+        cache = self._cache(examples, None if queries is None else as_examples(queries), corrected)
+        jobs = [(row, seed) for row in _states(examples, removed, corrected)[0] for seed in self.seeds]
         return len(jobs) if cache is None else sum(cache.get(row, seed) is None for row, seed in jobs)
 
     def _cache(self, examples: Examples, asked: Examples | None, corrected: Corrections | None) -> Cache | None:
@@ -213,6 +215,15 @@ class Retraining:
             settings, start, self.measurement, self.stack > 1, examples.fingerprint,
             None if asked is None else asked.fingerprint,
         )  # fmt: skip
+
+
+def _states(
+    examples: Examples, removed: Sequence[Sequence[Any] | np.ndarray], corrected: Corrections | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return what tells the trainings apart, which rows stay [J, N], and which get their right label [J, N]."""
+    kept = _kept(examples, removed)
+    fixed = None if corrected is None else corrected.mask(examples, len(kept))
+    return kept if fixed is None else np.concatenate([kept, fixed], 1), kept, fixed
 
 
 def _kept(examples: Examples, removed: Sequence[Sequence[Any] | np.ndarray]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from whence.evaluate.rankings import Ranking, order, random_order
 from whence.evaluate.retraining import Corrections, Retraining
 from whence.scores import Scores
 
-__all__ = ["ACCURACY", "Treatments", "default_measurements", "measure_corrected"]
+__all__ = ["ACCURACY", "Trainings", "Treatments", "corrections", "default_measurements", "removals"]
 
 ACCURACY = "accuracy"
 
@@ -98,14 +98,63 @@ def default_measurements(retraining: Retraining, queries: Examples | None) -> di
     return {**own, ACCURACY: Accuracy()} if single and classifies(retraining.recipe.loss) else own
 
 
-def measure_corrected(treatments: Treatments, right: Tensor, corrected: list[np.ndarray]) -> Tensor:
-    """Train with some labels corrected, and on everything as it is first; return [J + 1, S, R·Q].
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trainings:
+    """What will be trained for a curve; the first is training on everything as it is.
 
-    Treatments that correct the same labels are trained once.
+    Args:
+        retraining: With everything that is measured.
+        examples: Training examples.
+        queries: Queries, or None.
+        removed: Sets of ids.
+        corrected: Labels corrected in each of them, or None.
+        places: Which of them belongs to each treatment: equal ones are trained once.
     """
+
+    retraining: Retraining
+    examples: Examples
+    queries: Examples | None
+    removed: list[Any]
+    corrected: Corrections | None = None
+    places: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Return the number of all trainings."""
+        return len(self.removed) * len(self.retraining.seeds)
+
+    def missing(self) -> int:
+        """Return how many trainings the cache does not hold."""
+        return self.retraining.missing(self.examples, self.queries, self.removed, corrected=self.corrected)
+
+    def measure(self) -> Tensor:
+        """Return measurements of no treatment and of all others [J + 1, S, R·Q]."""
+        measured = self.retraining.measure(self.examples, self.queries, self.removed, corrected=self.corrected)
+        return measured[self.places] if self.places else measured
+
+
+def removals(treatments: Treatments) -> Trainings:
+    """Return the trainings without the examples of every treatment.
+
+    Raises:
+        ConfigError: A set would hold all examples.
+    """
+    examples = treatments.examples
+    if treatments.counts[-1] >= len(examples):
+        raise ConfigError(f"shares must leave some of the {len(examples)} examples, got {treatments.counts[-1]}.")
+    return Trainings(
+        retraining=treatments.several(), examples=examples, queries=treatments.queries,
+        removed=[[], *(examples.ids[rows] for rows in treatments.sets())],
+    )  # fmt: skip
+
+
+def corrections(treatments: Treatments, right: Tensor, wrong: np.ndarray) -> Trainings:
+    """Return the trainings with right labels [N, ...] for those examples of every treatment that are wrong [N]."""
     examples, nothing = treatments.examples, np.array([], dtype=np.int64)
-    keys = [np.sort(rows).tobytes() for rows in (nothing, *corrected)]
-    sets = dict(zip(keys, (nothing, *corrected), strict=True))
-    corrections = Corrections(labels=right, ids=[examples.ids[rows] for rows in sets.values()])
-    measured = treatments.several().measure(examples, treatments.queries, [[]] * len(sets), corrected=corrections)
-    return measured[[list(sets).index(key) for key in keys]]
+    changed = [nothing, *(rows[wrong[rows]] for rows in treatments.sets())]
+    keys = [np.sort(rows).tobytes() for rows in changed]
+    sets = dict(zip(keys, changed, strict=True))
+    return Trainings(
+        retraining=treatments.several(), examples=examples, queries=treatments.queries, removed=[[]] * len(sets),
+        corrected=Corrections(labels=right, ids=[examples.ids[rows] for rows in sets.values()]),
+        places=[list(sets).index(key) for key in keys],
+    )  # fmt: skip
