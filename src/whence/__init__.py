@@ -84,6 +84,8 @@ from whence.methods import (
 from whence.pipeline import build_index, extend_index, top
 from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task
+from whence.uses.attack import Attack, AttackSettings, attack
+from whence.uses.attack_box import Box
 from whence.uses.label_errors import find_label_errors
 from whence.uses.mismatch import DomainMismatch, domain_mismatch
 
@@ -95,7 +97,10 @@ __all__ = [
     "LDS",
     "Accuracy",
     "Agreement",
+    "Attack",
+    "AttackSettings",
     "BlockExact",
+    "Box",
     "Brittleness",
     "Comparison",
     "ConfigError",
@@ -153,6 +158,7 @@ __all__ = [
     "__version__",
     "agreement",
     "as_examples",
+    "attack",
     "brittleness",
     "build_index",
     "compare",
