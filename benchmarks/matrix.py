@@ -3,7 +3,7 @@
 A task is a model trained on real rows of which a tenth have a flipped label. Every method gives scores of held-out
 queries and a self-score (or suspicion) of every training row, once, in a process of its own, under a time limit.
 They are judged by models trained on random halves (lds), without single rows (loo), and by the flipped labels
-(detection), beside their seconds and memory.
+(detection), beside processor seconds and memory.
 
     python benchmarks/matrix.py [--tasks mnist_mlp …] [--methods whence-ekfac …] [--metrics lds …] [--fresh] [--tiny]
 
@@ -31,9 +31,8 @@ import whence as wh
 from gates import SAME
 from matrix_methods import METHODS, installed, kind
 from matrix_tasks import TASKS, TITLES, TRUTHS, MatrixTask
-from measure import Measurement
+from measure import STEPS, Measurement
 from peers import EKFAC
-from speed_tables import seconds
 from whence.evaluate import Judgement
 from workloads import Workload
 
@@ -118,7 +117,7 @@ def cell(name: str, entry: dict[str, Any], judged: dict[str, Judgement], asked: 
     """Return one method's row of the matrix: every metric that it has."""
     accuracies = {truth: one.accuracy[name] for truth, one in judged.items() if name in one.accuracy}
     metrics: dict[str, Any] = {truth: [one.value, one.low, one.high] for truth, one in accuracies.items()}
-    spent, complete = seconds(entry)
+    spent, complete = processor_seconds(entry)
     if "seconds" in asked and spent:
         metrics["seconds"] = spent
     if "memory" in asked and entry["memory_mb"] is not None and kind(name) != "baseline":
@@ -128,12 +127,18 @@ def cell(name: str, entry: dict[str, Any], judged: dict[str, Judgement], asked: 
         note = f"stopped after {stopped['seconds']:.0f} s of {stopped['step']}"
     if failed:
         note = f"{failed['step']}: {failed['error']}"
-    plain = entry.get("pass", {}).get("seconds")
+    plain = entry.get("pass", {}).get("cpu_seconds")
     return {
         "label": METHODS[name].label, "kind": kind(name), "metrics": metrics, "complete": complete, "note": note,
-        "passes": spent / plain if plain and complete and spent else None, "steps": entry["seconds"],
+        "passes": spent / plain if plain and complete and spent else None, "steps": entry.get("cpu_seconds", {}),
         "version": entry.get("version"), "code": entry.get("code"), "date": entry["date"],
     }  # fmt: skip
+
+
+def processor_seconds(entry: dict[str, Any]) -> tuple[float, bool]:
+    """Return the processor seconds of all steps that were finished, and whether none was stopped or failed."""
+    spent = entry.get("cpu_seconds", {})
+    return sum(spent.get(step, 0.0) for step in STEPS), not ({"stopped", "failed"} & entry.keys())
 
 
 def found(entries: dict[str, Any], held: Path, task: MatrixTask) -> tuple[dict[str, wh.Scores], dict[str, wh.Signal]]:
@@ -232,11 +237,13 @@ def judge(report: support.Report, task: str, judged: dict[str, Judgement], entri
             report.gate(f"{what} ({METHODS[ours].label}, {METHODS[theirs].label}, {more})", more.low, low=-SAME)
         if truth == "lds" and "random" in judgement.accuracy:
             report.gate(f"{task}: LDS of random scores, lower end", judgement.accuracy["random"].low, high=0)
-    rivals = [seconds(entry) for name, entry in entries.items()
-              if kind(name) == "peer" and METHODS[name].method == EKFAC and "failed" not in entry]  # fmt: skip
+    rivals = [
+        processor_seconds(entry)[0] for name, entry in entries.items()
+        if kind(name) == "peer" and METHODS[name].method == EKFAC and "pairwise" in entry["seconds"]
+    ]  # fmt: skip
     value = None
     if rivals and "whence-ekfac" in entries:
-        value = min(spent for spent, _ in rivals) / seconds(entries["whence-ekfac"])[0]
+        value = min(rivals) / processor_seconds(entries["whence-ekfac"])[0]
     report.gate(f"{task}: times faster than the fastest peer's EK-FAC, in total", value, low=1)
 
 

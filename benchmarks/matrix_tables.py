@@ -30,10 +30,11 @@ def matrix(results: dict[str, Any], folder: Path) -> Iterable[str]:
         "correlation of summed scores with models trained on random halves, mean over queries. *Leave-one-out*: rank "
         "correlation with models trained without single rows, half of them flipped. *Detection*: average precision of "
         "self-scores at finding the flipped labels. All with 95 % bootstrap intervals, of queries or of rows. "
-        "*Seconds*: fit, queries and self-scores. *In passes*: those over a plain forward+backward pass over the "
-        "training rows. *MB added*: peak memory above what was resident before; not measured for the baselines. "
-        f"Empty: the library has no such step, or did not come to it in {result['settings']['limit']:g} s. Baselines "
-        f"in italics. {machine(result)}\n"
+        "*Seconds*: processor seconds of fit, queries and self-scores; `>`: of the steps that were finished in the "
+        "time given. *In passes*: those over a plain forward+backward pass over the training rows. *MB added*: peak "
+        "memory above what was resident before; not measured for the baselines. Empty: the library has no such step, "
+        f"or did not come to it in {result['settings']['limit']:g} s by the clock. Baselines in italics. "
+        f"{machine(result)}\n"
     )
     yield f"![LDS against seconds, log scale]({folder.name}/matrix.svg)\n"
     for name, cells in figures["cells"].items():

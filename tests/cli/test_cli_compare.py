@@ -205,3 +205,15 @@ def test_no_errors_among_the_rows(call: Call, tmp_path: Path) -> None:
     shown = call("compare", source, "--label", "label", "--text", "text", "--known-errors", "wrong",
                  "--out", tmp_path / "out")  # fmt: skip
     assert shown.code == 1 and "known errors must be some" in shown.one_line()
+
+
+def test_two_processes_give_the_same_table(call: Call, tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "sms.csv", sms(80), ("label", "text"))
+    tables = []
+    for processes in (1, 2):
+        shown = call("compare", source, "--label", "label", "--subsets", 4, "--queries", 8, "--json",
+                     "--processes", processes, "--out", tmp_path / f"out{processes}")  # fmt: skip
+        assert shown.code == 0, shown.err
+        tables.append(json.loads(shown.out))
+    assert lasting(tables[0]) == lasting(tables[1]) and tables[0]["truth"] == tables[1]["truth"]
+    assert len(list((tmp_path / "out2" / "cache").iterdir())) == 8
