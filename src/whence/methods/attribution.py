@@ -295,17 +295,21 @@ class InfluenceAttribution:
     def query_blocks(self, queries: Examples | None, *, preconditioned: bool = True) -> Iterator[Gradients]:
         """Yield H⁻¹∇m, or ∇m, of the queries in blocks that fit the budget: each takes a pass over training."""
         limit = max(self.config.memory_budget, _QUERY_BYTES)
+        count = 1 if queries is None else len(queries)
         held: list[Gradients] = []
-        used = 0
+        used = most = 0
         gradients = self._preconditioned_queries(queries) if preconditioned else self._query_gradients(queries)
         for part in gradients:
             expanded = part.expanded()
-            size = sum(t.numel() * t.element_size() for f in expanded.layers.values() for t in f.tensors().values())
-            if held and used + size > limit:
+            if not most:
+                fitting = max(1, limit // _bytes(expanded)) * len(part)
+                passes = -(-count // fitting)
+                most = -(-count // (passes * len(part))) * len(part)  # as many queries in every pass
+            if held and used + len(part) > most:
                 yield _emptied(held)
                 used = 0
             held.append(expanded)
-            used += size
+            used += len(part)
         yield _emptied(held)
 
     def _preconditioned_queries(self, queries: Examples | None) -> Iterator[Gradients]:
@@ -365,6 +369,12 @@ class InfluenceAttribution:
         """Raise if a weight or a running statistic is not the one that was fitted."""
         if self._tensor_versions() != self._versions:
             raise ConfigError("the model must be the one that was fitted, but its weights have changed. Fit again.")
+
+
+def _bytes(gradients: Gradients) -> int:
+    """Return the memory that gradients take."""
+    tensors = (t for factor in gradients.layers.values() for t in factor.tensors().values())
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _emptied(held: list[Gradients]) -> Gradients:
