@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
     made.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     made.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     made.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS), metavar="METRIC")
-    made.add_argument("--limit", type=float, default=60, help="seconds a method may take on a task (default 60)")
+    made.add_argument("--limit", type=float, default=120, help="seconds a method may take on a task (default 120)")
     made.add_argument("--folder", type=Path, help="where trainings and scores are kept (default runs/matrix)")
     made.add_argument("--fresh", action="store_true", help="run methods again whose scores are kept")
     return made.parse_args()

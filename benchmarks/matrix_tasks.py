@@ -45,8 +45,8 @@ class Size:
 
     rows: int = 2_000
     queries: int = 100
-    subsets: int = 40
-    loo: int = 40
+    subsets: int = 24
+    loo: int = 20
     seeds: int = 2
 
 
@@ -123,14 +123,27 @@ def load(name: str, tiny: bool, cache: Path) -> MatrixTask:
     bench = prepare(data, drawn, _images if name == "mnist_mlp" else None)
     noise = other_class_noise(bench.data.labels[bench.train_rows], noisy_sets.RATE, len(data.classes), SEED)
     bench = bench.with_labels(noise.labels)
-    assert bench.recipe is not None
-    recipe = copy.copy(bench.recipe)
-    recipe.epochs = 2 if tiny else recipe.epochs
+    recipe = _recipe(bench, tiny)
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + size.seeds))
     return MatrixTask(
         name=name, bench=bench, wrong=noise.changed, model=recipe.train(bench.train, seed=SEED).eval(), size=size,
         retraining=Retraining(recipe=recipe, seeds=seeds, stack=stack_of(recipe), cache=cache),
     )  # fmt: skip
+
+
+def clean_images(rows: int, queries: int, tiny: bool) -> tuple[Bench, wh.Recipe]:
+    """Return the rows of ``mnist_mlp`` with their true labels, and the recipe."""
+    data = noisy_sets.load(TASKS["mnist_mlp"], tiny).data
+    bench = prepare(data, Draw(rows=rows, queries=queries, seed=SEED), _images)
+    return bench, _recipe(bench, tiny)
+
+
+def _recipe(bench: Bench, tiny: bool) -> wh.Recipe:
+    """Return how the model is trained; tiny: for two epochs."""
+    assert bench.recipe is not None
+    recipe = copy.copy(bench.recipe)
+    recipe.epochs = 2 if tiny else recipe.epochs
+    return recipe
 
 
 def _images(data: LabelledData) -> UserModel:
