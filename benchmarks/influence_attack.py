@@ -42,13 +42,13 @@ Pair = tuple[Tensor, Tensor]
 class Size:
     """How large a run is."""
 
-    targets: int = 20
-    curve_targets: int = 10
+    targets: int = 10
+    curve_targets: int = 5
     together: int = 30
     images: tuple[int, ...] = (1, 2, 3, 5, 10)
     levels: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     weight_decay: float = 0.01
-    epochs: int = 8
+    epochs: int = 3
     features: int = 512
     steps: int = 100
     together_steps: int = 2_000
@@ -126,7 +126,7 @@ class Network(nn.Module):
 
     def __init__(self, channels: int, side: int, features: int, classes: int) -> None:
         super().__init__()
-        widths = (channels, 32, 64, 128)
+        widths = (channels, 24, 48, 96)
         blocks: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
             blocks += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -180,7 +180,7 @@ class Cache:
 
     def __init__(self, folder: Path | None, size: Size) -> None:
         self.folder = folder
-        digest = hashlib.sha256(repr(size).encode())
+        digest = hashlib.sha256(repr((size.weight_decay, size.epochs, size.features, size.steps)).encode())
         for name in SOURCES:
             digest.update((support.ROOT / "src" / "whence" / name).read_bytes())
         self.name = digest.hexdigest()[:12]
@@ -293,7 +293,7 @@ def curves(report: support.Report, bench: Bench) -> None:
     rows: list[dict[str, Any]] = []
     for images, level in wanted:
         settings = AttackSettings(
-            box=Box(radius=level), images=images, steps=size.steps, patience=5, random_controls=3,
+            box=Box(radius=level), images=images, step=0.1 * level, steps=size.steps, patience=3, random_controls=3,
             gradient_control=False,
         )  # fmt: skip
         found = [bench.cached(np.array([row]), settings, f"curve-{row}") for row in bench.ids[: size.curve_targets]]
