@@ -18,7 +18,8 @@ import zoo
 DAMPING = 0.3
 CURVATURES: dict[str, Any] = {
     "exact": wh.Exact(damping=DAMPING), "ekfac": wh.EKFAC(rank_tolerance=1e-9), "kfac": wh.KFAC(),
-    "diagonal": wh.Diagonal(), "block": wh.BlockExact(), "cg": wh.CG(damping=DAMPING, tolerance=1e-12), "datainf": wh.DataInf(),
+    "diagonal": wh.Diagonal(), "block": wh.BlockExact(), "cg": wh.CG(damping=DAMPING, tolerance=1e-12),
+    "datainf": wh.DataInf(),
     "identity": wh.Identity(),
 }  # fmt: skip
 
