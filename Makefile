@@ -29,11 +29,13 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r benchmarks/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements-nodeps.txt
 	$(BIN)/python benchmarks/speed.py --threads $(THREADS) $(if $(TINY),--tiny)
+	$(BIN)/python benchmarks/matrix.py --threads $(THREADS) $(if $(TINY),--tiny)
 
 reproduce: $(VENV)/.ready
 	$(BIN)/python benchmarks/oracle_gates.py --threads $(THREADS) $(if $(TINY),--tiny)
 	$(BIN)/python benchmarks/retraining.py --cache runs/retraining --threads $(THREADS) $(if $(TINY),--tiny)
 	$(BIN)/python benchmarks/lds.py --cache runs/lds --threads $(THREADS) $(if $(TINY),--tiny)
+	$(BIN)/python benchmarks/brittleness.py --cache runs/brittleness --threads $(THREADS) $(if $(TINY),--tiny)
 	$(BIN)/python benchmarks/index.py --threads $(THREADS) $(if $(TINY),--tiny)
 	$(BIN)/python benchmarks/label_errors.py --threads $(THREADS) $(if $(TINY),--tiny)
 

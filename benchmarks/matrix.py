@@ -28,7 +28,6 @@ import matrix_tasks
 import support
 import tables
 import whence as wh
-from gates import SAME
 from matrix_methods import METHODS, installed, kind
 from matrix_tasks import TASKS, TITLES, TRUTHS, MatrixTask
 from measure import STEPS, Measurement
@@ -229,12 +228,13 @@ def judge(report: support.Report, task: str, judged: dict[str, Judgement], entri
             for which in ("ours", "peer")
         }  # fmt: skip
         ours, theirs = best["ours"], best["peer"]
-        what = f"{task}: {truth} of the best setting of whence minus the best peer's, lower end"
+        what = f"{task}: {truth} of the best setting of whence is not significantly below the best peer's"
         if ours is None or theirs is None:
-            report.gate(what, None, low=-SAME)
+            report.gate(what, None, low=0)
         else:
             more = judgement.gain(ours, theirs)
-            report.gate(f"{what} ({METHODS[ours].label}, {METHODS[theirs].label}, {more})", more.low, low=-SAME)
+            named = f"{METHODS[ours].label} minus {METHODS[theirs].label}: {more}"
+            report.gate(f"{what} ({named}), upper end", more.high, low=0)
         if truth == "lds" and "random" in judgement.accuracy:
             report.gate(f"{task}: LDS of random scores, lower end", judgement.accuracy["random"].low, high=0)
     rivals = [

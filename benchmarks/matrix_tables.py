@@ -142,3 +142,34 @@ def _across(share: float) -> float:
 def _up(share: float, top: int) -> float:
     """Vertical position of a share in per cent from the bottom of a panel."""
     return top + (1 - share / 100) * _HIGH
+
+
+# --- brittleness ---------------------------------------------------------------------------------------------------
+
+
+def brittleness(results: dict[str, Any]) -> Iterable[str]:
+    """Return the lines of the table on flipped predictions."""
+    result = results.get("brittleness")
+    if result is None:
+        return
+    settings, figures = result["settings"], result["figures"]
+    yield "## How few rows flip a prediction\n"
+    yield (
+        f"{TITLES['mnist_mlp']}, {settings['rows']:,} training rows, {figures['queries']} queries: of "
+        f"{settings['pool']} held-out images those of the smallest margin that every seed predicts rightly. Rows are "
+        f"removed in the order of their scores, at most {figures['largest']:.0%} of them, and the model is trained "
+        f"again with {settings['seeds']} seeds; a prediction is flipped where the mean margin is not positive. *Random "
+        f"flips*: trainings without as many random rows that predict another class. {machine(result)}\n"
+    )
+    header = ["order", "flipped", "median rows", *(f"within {float(share):.1%}" for share in ("0.005", "0.01", "0.02")),
+              "mean margin before", "predicted", "after", "after, random rows", "random flips"]  # fmt: skip
+    rows = [
+        [
+            name, f"{one['flipped']:.0%}", "" if one["median"] is None else f"{one['median']:.0f}",
+            *(f"{share:.0%}" for share in one["within"].values()), f"{one['margin']:.2f}",
+            "" if one["predicted"] is None else f"{one['predicted']:.2f}", f"{one['after']:.2f}",
+            f"{one['random_after']:.2f}", f"{one['random_flipped']:.1%}",
+        ]
+        for name, one in figures["orders"].items()
+    ]  # fmt: skip
+    yield table(header, rows) + "\n"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import support
-from matrix_tables import matrix
+from matrix_tables import brittleness, matrix
 from pieces import machine, table
 from speed_tables import speed
 from truth_tables import truth
@@ -43,7 +43,7 @@ def renew(folder: Path | None) -> None:
     if folder is None or not folder.is_dir():
         return
     results = {path.stem: support.read_json(path) for path in sorted(folder.glob("*.json"))}
-    truths = [*_oracles(results), *truth(results), *matrix(results, folder)]
+    truths = [*_oracles(results), *truth(results), *matrix(results, folder), *brittleness(results)]
     parts = [_HEAD, *speed(results, folder), *truths, *_label_errors(results), *_gates(results)]
     (folder.parent / "README.md").write_text("\n".join(parts).rstrip() + "\n", "utf-8")
 

@@ -12,6 +12,8 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 COMMANDS = [
     ["speed.py", "--models", "transformer", "--only", "whence-ekfac", "whence-last"],
+    ["matrix.py", "--tasks", "sms_text", "--methods", "whence-ekfac", "whence-diagonal", "random", "knn"],
+    ["brittleness.py"],
     ["oracle_gates.py"],
     ["index.py"],
     ["lds.py", "--no-peers"],
