@@ -1,5 +1,6 @@
 """The main job end to end: audit, run folder, explanation, cleaned export."""
 
+from whence.audit.attacking import AttackRun, attack_data
 from whence.audit.bench import Bench, Draw, Watch
 from whence.audit.clean import clean
 from whence.audit.comparison import CompareSettings, compare_data
@@ -10,6 +11,7 @@ from whence.audit.job import METHODS, Audit, UserModel, audit, train_rows_of
 
 __all__ = [
     "METHODS",
+    "AttackRun",
     "Audit",
     "Bench",
     "CompareSettings",
@@ -19,6 +21,7 @@ __all__ = [
     "Run",
     "UserModel",
     "Watch",
+    "attack_data",
     "audit",
     "clean",
     "compare_data",

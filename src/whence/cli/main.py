@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from whence import __version__
+from whence.cli.attack import attack_command
 from whence.cli.audit import audit_command
 from whence.cli.clean import clean_command
 from whence.cli.compare import compare_command
@@ -37,6 +38,7 @@ app.command("clean")(clean_command)
 app.command("compare")(compare_command)
 app.command("evaluate")(evaluate_command)
 app.command("plan")(plan_command)
+app.command("attack")(attack_command)
 app.command("methods")(methods_command)
 
 

@@ -4,6 +4,7 @@
 ``render_explanation`` turn such dicts into self-contained pages. Nothing here computes a score.
 """
 
+from whence.report.attack import attack_content, render_attack
 from whence.report.cards import (
     MethodCard,
     ModelCard,
@@ -28,8 +29,10 @@ __all__ = [
     "RunCard",
     "SecondsCard",
     "SuspicionCard",
+    "attack_content",
     "content_of",
     "render",
+    "render_attack",
     "render_comparison",
     "render_evaluation",
     "render_explanation",
