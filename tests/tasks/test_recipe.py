@@ -151,6 +151,27 @@ def test_weight_decay_is_that_of_the_objective(optimizer: Any) -> None:
     assert RECIPES["adamw"].task(nn.Linear(5, 3)).weight_decay == 0.0
 
 
+def test_steps_count_steps_of_the_optimiser() -> None:
+    seen: list[int] = []
+    recipe = Recipe(build=build, batch_size=4, steps=5)
+    examples = data()
+    model = recipe.train(examples, on_epoch=lambda epoch, *_: seen.append(epoch))
+    each = -(-len(examples) // 4)
+    assert seen == list(range(1, -(-5 // each) + 1))
+    whole = Recipe(build=build, batch_size=4, epochs=1).train(examples)
+    same = Recipe(build=build, batch_size=4, steps=each).train(examples)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), same.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
+
+
+def test_a_clipped_step_is_as_long_as_the_clip() -> None:
+    recipe = Recipe(build=build, optimizer="sgd", momentum=0.0, learning_rate=1.0, steps=1, clip=1e-3)
+    start = build()
+    model = recipe.train(data(), start=start)
+    moved = [a - b for a, b in zip(model.parameters(), start.parameters(), strict=True)]
+    assert float(torch.cat([m.reshape(-1) for m in moved]).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_epochs_are_reported() -> None:
     seen: list[tuple[int, float]] = []
     recipe = RECIPES["adam"]

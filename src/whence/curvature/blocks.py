@@ -26,6 +26,9 @@ class LayerInverse(Protocol):
     def leverage(self, factors: list[Factor]) -> Tensor:
         """Return J H⁻¹ Jᵀ [B, C, C]."""
 
+    def root(self, noise: Tensor) -> Tensor:
+        """Return R ε [M, O, I] with R Rᵀ = H⁻¹."""
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to store."""
 
@@ -92,6 +95,11 @@ class EigenInverse:
             stacked = torch.stack([self._rotated(f) * roots for f in factors], 1).flatten(2)
         return stacked @ stacked.transpose(1, 2)
 
+    def root(self, noise: Tensor) -> Tensor:
+        """Return R ε [M, O, I] with R Rᵀ = H⁻¹."""
+        back: Tensor = self.q_g @ (noise * self.grid.sqrt())
+        return back if self.q_a is None else back @ self.q_a.T
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to store."""
         empty = torch.tensor(self.empty)
@@ -146,6 +154,11 @@ class DenseInverse:
         flat = torch.stack([f.matrix().flatten(1) for f in factors], 1)  # [B, C, P]
         return (flat @ self.inverse) @ flat.transpose(1, 2)
 
+    def root(self, noise: Tensor) -> Tensor:
+        """Return R ε [M, O, I] with R Rᵀ = H⁻¹."""
+        lower: Tensor = torch.linalg.cholesky(self.inverse.double()).to(noise.dtype)
+        return (noise.flatten(1) @ lower.T).reshape(noise.shape)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to store."""
         return {"inverse": self.inverse}
@@ -183,6 +196,14 @@ class BlockPreconditioner:
             inverse = self.inverses[name]
             parts.append(_gram(factors) if inverse is None else inverse.leverage(factors))
         return torch.stack(parts).sum(0)
+
+    def root(self, noise: Gradients) -> Gradients:
+        """Return R ε with R Rᵀ = H⁻¹, of standard normal ε: a draw from a Gaussian of that covariance."""
+        layers: dict[str, Factor] = {}
+        for name, factor in noise.layers.items():
+            inverse, matrix = self.inverses[name], factor.matrix()
+            layers[name] = Matrix(matrix if inverse is None else inverse.root(matrix))
+        return Gradients(layers)
 
     def summary(self) -> dict[str, Any]:
         """Return what was fitted."""

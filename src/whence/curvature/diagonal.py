@@ -95,6 +95,10 @@ class DiagonalPreconditioner:
         """Return gᵀ H⁻¹ g [B]; two thin products where there are no positions."""
         return torch.stack([_quadratic(self.grids[name], f) for name, f in gradients.layers.items()]).sum(0)
 
+    def root(self, noise: Gradients) -> Gradients:
+        """Return R ε with R Rᵀ = H⁻¹."""
+        return Gradients({n: Matrix(f.matrix() * self.grids[n].sqrt()) for n, f in noise.layers.items()})
+
     def leverage(self, jacobians: list[Gradients]) -> Tensor:
         """Return J H⁻¹ Jᵀ [B, C, C]."""
         parts = []

@@ -76,11 +76,11 @@ class ExactPreconditioner:
 
     def precondition(self, gradients: Gradients) -> Gradients:
         """Return H⁻¹ g, multiplied out."""
-        flat = gradients.dense().to(self.inverse.dtype) @ self.inverse  # [B, P]
-        pieces = flat.split([out * inp for out, inp in self.shapes.values()], 1)
-        named = zip(self.shapes.items(), pieces, strict=True)
-        dtype = next(iter(next(iter(gradients.layers.values())).tensors().values())).dtype
-        return Gradients({name: Matrix(piece.reshape(-1, *shape).to(dtype)) for (name, shape), piece in named})
+        return self._times(gradients, self.inverse)
+
+    def root(self, noise: Gradients) -> Gradients:
+        """Return R ε with R Rᵀ = H⁻¹, of standard normal ε: a draw from a Gaussian of that covariance."""
+        return self._times(noise, torch.linalg.cholesky(self.inverse).T)
 
     def quadratic(self, gradients: Gradients) -> Tensor:
         """Return gᵀ H⁻¹ g [B]."""
@@ -107,6 +107,14 @@ class ExactPreconditioner:
         """Return settings and tensors."""
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         return {"kind": "exact", "shapes": shapes, "details": self.details}, {"inverse": self.inverse}
+
+    def _times(self, gradients: Gradients, matrix: Tensor) -> Gradients:
+        """Return dense gradients [B, P] times a matrix [P, P], layer by layer."""
+        flat = gradients.dense().to(matrix.dtype) @ matrix  # [B, P]
+        pieces = flat.split([out * inp for out, inp in self.shapes.values()], 1)
+        named = zip(self.shapes.items(), pieces, strict=True)
+        dtype = next(iter(next(iter(gradients.layers.values())).tensors().values())).dtype
+        return Gradients({name: Matrix(piece.reshape(-1, *shape).to(dtype)) for (name, shape), piece in named})
 
     def _block(self, starts: dict[str, int], one: str, other: str) -> Tensor:
         """Return the block of two layers [O, I, O', I']."""

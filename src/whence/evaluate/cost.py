@@ -125,7 +125,8 @@ def _unit(
         settings.measure(examples, queries, removed)
         return time.perf_counter() - begun
 
-    if recipe.loop is not None or recipe.optimizer == "lbfgs" or recipe.epochs <= sum(_EPOCHS):
+    whole = recipe.loop is not None or recipe.optimizer == "lbfgs" or recipe.steps is not None
+    if whole or recipe.epochs <= sum(_EPOCHS):
         return timed(alone), recipe.epochs
     first, *rest = (timed(replace(alone, recipe=_shortened(recipe, epochs))) for epochs in (1, *_EPOCHS))
     one, more = rest

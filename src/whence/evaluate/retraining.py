@@ -210,6 +210,7 @@ class Retraining:
                 "batch_size", "weight_decay", "augment", "gradient_norm", "loop",
             )
         }  # fmt: skip
+        settings |= {name: getattr(recipe, name) for name in ("steps", "clip") if getattr(recipe, name) is not None}
         start = None if self.start is None else recipe.task(self.start).weights_fingerprint()
         return describe(
             settings, start, self.measurement, self.stack > 1, examples.fingerprint,

@@ -27,6 +27,8 @@ def check_stackable(recipe: Recipe, model: nn.Module) -> None:
         reason = "the recipe has its own training loop"
     elif recipe.optimizer not in ("adam", "adamw", "sgd"):
         reason = f"the optimiser is {recipe.optimizer!r}, not adam, adamw or sgd"
+    elif recipe.steps is not None or recipe.clip is not None:
+        reason = "the recipe counts steps or clips gradients"
     elif not isinstance(recipe.task(model).loss, Loss):
         reason = "the loss is a callable, not a named one"
     elif next(model.buffers(), None) is not None:

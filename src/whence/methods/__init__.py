@@ -11,6 +11,8 @@ from whence.methods.baselines import (
 )
 from whence.methods.corrected import LeaveOneOut
 from whence.methods.ensemble import Ensemble, EnsembleAttribution, load_ensemble
+from whence.methods.gex import GEX, GEXAttribution, Laplace
+from whence.methods.gex_diagnosis import Diagnosis
 from whence.methods.influence import Influence, InfluenceAttribution
 from whence.methods.perturbation import Perturbation
 from whence.methods.plan import Plan, plan, plan_of
@@ -19,11 +21,15 @@ from whence.methods.saved import save
 
 __all__ = [
     "BM25",
+    "GEX",
     "BaselineAttribution",
+    "Diagnosis",
     "Ensemble",
     "EnsembleAttribution",
+    "GEXAttribution",
     "Influence",
     "InfluenceAttribution",
+    "Laplace",
     "LeaveOneOut",
     "LossBaseline",
     "MarginBaseline",

@@ -18,6 +18,7 @@ __all__ = [
     "Hinge",
     "Loss",
     "MeanSquaredError",
+    "SigmoidCrossEntropy",
     "SmoothHinge",
     "SmoothLoss",
     "loss_by_name",
@@ -153,6 +154,42 @@ class BinaryCrossEntropy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SigmoidCrossEntropy:
+    r"""One sigmoid cross-entropy a class, ℓ = Σ_c log(1 + e^{f_c}) − 1[c=y] f_c, in nats: every class by itself.
+
+    Outputs are logits [B, C] with class targets [B]. The C questions "is it class c?" are asked of independent
+    likelihoods.
+
+    Reference: what the released code of Kim et al. (2023) trains and measures with, instead of a softmax.
+    """
+
+    @property
+    def unit(self) -> str | None:
+        """Return "nats"."""
+        return "nats"
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of every example [B]."""
+        return BinaryCrossEntropy()(outputs, _one_hot(outputs, targets))
+
+    def roots(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return √(p_c (1 − p_c)) e_c for every class c: [C, B, C]."""
+        return BinaryCrossEntropy().roots(outputs, targets)
+
+    def draws(self, outputs: Tensor) -> int:
+        """Return C, one for every class."""
+        return BinaryCrossEntropy().draws(outputs)
+
+    def sample(self, outputs: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:
+        """Return p − y for answers y drawn from the model's own p, class by class."""
+        return BinaryCrossEntropy().sample(outputs, targets, uniforms)
+
+    def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return diag(p (1 − p)) [B, C, C]."""
+        return BinaryCrossEntropy().hessian(outputs, targets)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeanSquaredError:
     r"""Squared error ℓ = mean_c (f_c − y_c)², in squared units of the target.
 
@@ -273,6 +310,7 @@ def loss_by_name(name: str) -> Loss:
     losses: dict[str, Loss] = {
         "cross_entropy": CrossEntropy(),
         "binary_cross_entropy": BinaryCrossEntropy(),
+        "sigmoid_cross_entropy": SigmoidCrossEntropy(),
         "mse": MeanSquaredError(),
         "hinge": Hinge(),
         "smooth_hinge": SmoothHinge(),
@@ -302,12 +340,19 @@ def _check_classes(outputs: Tensor, targets: Tensor, ignore_index: int | None) -
         raise DataError(f"targets must lie in 0..{outputs.shape[-1] - 1} (the model has so many outputs), got {worst}.")
 
 
+def _one_hot(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return class targets [B] as answers [B, C]."""
+    _check_flat(outputs)
+    _check_classes(outputs, targets, None)
+    return F.one_hot(targets.long(), outputs.shape[-1]).to(outputs.dtype)
+
+
 def _check_flat(outputs: Tensor) -> None:
     """Raise unless the outputs are [B, C]."""
     if outputs.ndim != 2:
         raise ConfigError(
-            f"the exact expectation over classes needs outputs [B, C], got {tuple(outputs.shape)}. "
-            'Use fisher="sampled".'
+            f"outputs must be [B, C] for an expectation over classes or one question a class, got "
+            f'{tuple(outputs.shape)}. Use fisher="sampled", or another loss.'
         )
 
 

@@ -42,7 +42,9 @@ class Recipe:
         momentum: Nesterov momentum of "sgd".
         schedule: "constant", "cosine" (to 0) or "one_cycle" (linear up over a quarter, linear down to 0).
         epochs: Passes over the data.
+        steps: Steps of the optimiser instead of ``epochs``; the last pass may be cut short.
         batch_size: Examples a step.
+        clip: Largest Euclidean norm of a step's gradient over all parameters; a longer one is scaled down to it.
         weight_decay: λ.
         augment: ``(inputs, generator) -> inputs``, applied to every training batch.
         gradient_norm: Where "lbfgs" stops. Below about 1e-9 the values of J no longer tell float64 numbers apart.
@@ -72,7 +74,9 @@ class Recipe:
         momentum: float = 0.9,
         schedule: Schedule = "constant",
         epochs: int = 10,
+        steps: int | None = None,
         batch_size: int = 128,
+        clip: float | None = None,
         weight_decay: float = 0.0,
         augment: Callable[[Any, torch.Generator], Any] | None = None,
         gradient_norm: float = 1e-6,
@@ -84,12 +88,12 @@ class Recipe:
             raise ConfigError(f"optimizer must be adam, adamw, sgd, lbfgs or a callable, got {optimizer!r}.")
         if schedule not in ("constant", "cosine", "one_cycle"):
             raise ConfigError(f"schedule must be constant, cosine or one_cycle, got {schedule!r}.")
-        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        for name, value in (("epochs", epochs), ("batch_size", batch_size), ("steps", 1 if steps is None else steps)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
-        for name, step in (("learning_rate", learning_rate), ("gradient_norm", gradient_norm)):
-            if not step > 0:
-                raise ConfigError(f"{name} must be positive, got {step}.")
+        for name, size in (("learning_rate", learning_rate), ("gradient_norm", gradient_norm), ("clip", clip)):
+            if size is not None and not size > 0:
+                raise ConfigError(f"{name} must be positive, got {size}.")
         if not 0 <= weight_decay < float("inf"):
             raise ConfigError(f"weight_decay must be zero or positive, got {weight_decay}.")
         self.build = build
@@ -100,7 +104,9 @@ class Recipe:
         self.momentum = momentum
         self.schedule = schedule
         self.epochs = epochs
+        self.steps = steps
         self.batch_size = batch_size
+        self.clip = clip
         self.weight_decay = weight_decay
         self.augment = augment
         self.gradient_norm = gradient_norm
@@ -166,15 +172,16 @@ class Recipe:
         """Run the epochs of stochastic gradient descent."""
         task = self.task(model)
         optimizer = self.make_optimizer([p for p in model.parameters() if p.requires_grad])
-        steps = self.epochs * -(-len(examples) // self.batch_size)
+        passes, steps = self._length(len(examples))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate((step + 1) / (steps + 1)))
         generator = torch.Generator().manual_seed(seed)
         scale = weights / weights.mean()
         plain = bool((scale == 1).all())
-        for epoch in range(1, self.epochs + 1):
+        left = steps
+        for epoch in range(1, passes + 1):
             model.train()
-            total = 0.0
-            for rows in torch.randperm(len(examples), generator=generator).split(self.batch_size):
+            total, seen = 0.0, 0
+            for rows in torch.randperm(len(examples), generator=generator).split(self.batch_size)[:left]:
                 batch = task.place(examples.batch(rows.numpy()))
                 if self.augment is not None:
                     augmented = self.augment(batch.inputs, generator)
@@ -183,19 +190,29 @@ class Recipe:
                 loss = losses.mean() if plain else (losses * scale[rows].to(losses)).mean()
                 optimizer.zero_grad()
                 loss.backward()
+                if self.clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), self.clip)
                 optimizer.step()
                 schedule.step()
                 total += loss.item() * len(rows)
+                seen += len(rows)
+                left -= 1
             if not np.isfinite(total):
                 raise NumericalError(
-                    f"training loss must stay finite, got {total / len(examples)} in epoch {epoch}. "
+                    f"training loss must stay finite, got {total / seen} in epoch {epoch}. "
                     "Lower the learning rate or standardise the inputs."
                 )
             if on_epoch is not None:
                 with _own_random_state():
-                    on_epoch(epoch, model, total / len(examples))
+                    on_epoch(epoch, model, total / seen)
         optimizer.zero_grad(set_to_none=True)
         return model.eval()
+
+    def _length(self, count: int) -> tuple[int, int]:
+        """Return passes over ``count`` examples, the last maybe in part, and steps of the optimiser."""
+        each = -(-count // self.batch_size)
+        steps = self.epochs * each if self.steps is None else self.steps
+        return -(-steps // each), steps
 
     def make_optimizer(self, parameters: list[Any]) -> torch.optim.Optimizer:
         """Return the optimiser over the trainable parameters."""

@@ -1,0 +1,158 @@
+"""Training the members of an ensemble around a trained model, one file each, so that a killed run resumes."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whence.data import Examples, as_examples
+from whence.errors import ConfigError, RunFormatError
+from whence.features import MANIFEST, check_target, read_manifest, read_tensors, write_manifest, write_tensors
+from whence.tasks import Recipe, Task
+
+__all__ = ["Members", "refresh_statistics"]
+
+_CHUNK = 512
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Members:
+    """M models near a trained one, on disk; one at a time in memory.
+
+    Args:
+        folder: Where they lie, one safetensors file each.
+        task: The trained model and its loss.
+        count: M.
+    """
+
+    folder: Path
+    task: Task
+    count: int
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Yield the members in evaluation mode."""
+        for number in range(self.count):
+            yield self.model(number)
+
+    def model(self, number: int) -> nn.Module:
+        """Return one member in evaluation mode."""
+        model = copy.deepcopy(self.task.model)
+        model.load_state_dict(read_tensors(self.path(number)))
+        return model.eval()
+
+    def path(self, number: int) -> Path:
+        """Return where a member lies."""
+        return self.folder / f"member-{number:03d}.safetensors"
+
+    def begin(self, identity: dict[str, Any]) -> None:
+        """Take the folder for members of this identity, or go on with those that are there.
+
+        Raises:
+            RunFormatError: It holds members of another model, data or settings, or something else.
+        """
+        if (self.folder / MANIFEST).is_file():
+            found = read_manifest(self.folder, "members")["identity"]
+            different = [key for key in sorted({*found, *identity}) if found.get(key) != identity.get(key)]
+            if different:
+                raise RunFormatError(
+                    f"members in {str(self.folder)!r} must be of the same {different[0]}, got "
+                    f"{found.get(different[0])!r} there and {identity.get(different[0])!r} now. Name a new folder."
+                )
+            return
+        check_target(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_manifest(self.folder, {"kind": "members", "identity": identity})
+        except OSError as error:
+            raise RunFormatError(f"folder must be writable, got {str(self.folder)!r} ({error.strerror}).") from error
+
+    def keep(self, number: int, model: nn.Module) -> None:
+        """Write a member, whole or not at all."""
+        write_tensors(self.path(number), model.state_dict())
+
+    def train(
+        self, recipe: Recipe, examples: Examples, *, seed: int, chain: bool, processes: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:  # fmt: skip
+        """Train the members that are not there yet, each from the trained model, or from the one before.
+
+        Args:
+            recipe: How; member m is trained with seed + m.
+            examples: Training examples.
+            seed: First seed.
+            chain: Start each member from the one before, not from the trained model.
+            processes: How many at a time; 1 for a chain.
+            progress: Called with (done, M).
+        """
+        missing = [number for number in range(self.count) if not self.path(number).is_file()]
+        if processes == 1 or len(missing) < 2:
+            for number in missing:
+                start = self.model(number - 1) if chain and number else self.task.model
+                self.keep(number, _trained(recipe, self.task, examples, start, seed + number))
+                if progress is not None:
+                    progress(number + 1, self.count)
+            return
+        rows = examples.batch(np.arange(len(examples)))
+        packed = rows.inputs, rows.targets, examples.ids
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            try:
+                arguments = (recipe, self.task, packed)
+                futures = {pool.submit(_in_process, *arguments, seed + number): number for number in missing}
+                for done, future in enumerate(as_completed(futures), self.count - len(missing) + 1):
+                    write_tensors(self.path(futures[future]), future.result())
+                    if progress is not None:
+                        progress(done, self.count)
+            except (AttributeError, TypeError) as error:
+                if "pickle" not in str(error):
+                    raise
+                raise ConfigError(
+                    f"the model, loss and recipe must be importable for processes > 1, got: {error}. "
+                    "Define them at the top of a module, or use processes=1."
+                ) from error
+
+
+def refresh_statistics(model: nn.Module, task: Task, examples: Examples) -> None:
+    """Take a model's running statistics anew over the training examples: those of its batch normalisations.
+
+    Cost: a forward pass, if there are any.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    fitted, momenta = task.with_model(model), [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average over batches
+        norm.train()
+    with torch.no_grad():
+        for batch in examples.batches(_CHUNK):
+            fitted.forward(fitted.place(batch))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+def _trained(recipe: Recipe, task: Task, examples: Examples, start: nn.Module, seed: int) -> nn.Module:
+    """Return one member."""
+    model = recipe.train(examples, seed=seed, start=start)
+    refresh_statistics(model, task, examples)
+    return model
+
+
+def _in_process(recipe: Recipe, task: Task, packed: tuple[Any, Tensor | None, np.ndarray], seed: int) -> Any:
+    """Return the state of one member, trained in a process of its own on one thread."""
+    torch.set_num_threads(1)
+    inputs, targets, ids = packed
+    examples = as_examples((inputs, targets), ids=ids)
+    return _trained(recipe, task, examples, task.model, seed).state_dict()
