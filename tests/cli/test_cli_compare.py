@@ -170,6 +170,9 @@ def test_the_example_of_a_network_of_ones_own(call: Call, tmp_path: Path) -> Non
         (("--noise", 0.1, "--known-errors", "wrong"), ("only one",)),
         (("--noise", 0.1, "--truth", "lds"), ("known-errors", "lds")),
         (("--noise", 1.5), ("noise", "1.5")),
+        (("--noise", 0.001), ("noise", "120 labels", "Raise it")),
+        (("--cache", EXAMPLES / "sms_spam.csv.gz"), ("cache", "sms_spam.csv.gz", "is a file")),
+        (("--cache", EXAMPLES / "sms_spam.csv.gz" / "in"), ("cache", "is a file")),
         (("--subsets", 1), ("subsets", "1")),
         (("--loo", 0), ("loo", "0")),
         (("--seeds", 0), ("seeds", "0")),
@@ -217,3 +220,10 @@ def test_two_processes_give_the_same_table(call: Call, tmp_path: Path) -> None:
         tables.append(json.loads(shown.out))
     assert lasting(tables[0]) == lasting(tables[1]) and tables[0]["truth"] == tables[1]["truth"]
     assert len(list((tmp_path / "out2" / "cache").iterdir())) == 8
+
+
+def test_a_small_ground_truth_is_named_and_costs_are_told_without_powers(call: Call, tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "sms.csv", sms(24), ("label", "text"))
+    shown = call("compare", source, "--label", "label", "--subsets", 4, "--seeds", 1, "--out", tmp_path / "out")
+    assert shown.code == 0, shown.err
+    assert "With only 4 halves and 4 queries" in " ".join(shown.out.split()) and "e+0" not in shown.out

@@ -87,6 +87,11 @@ def test_parts_of_several_calls_stand_together(call: Call, own: tuple[Path, tupl
     again = call("evaluate", run, *model, "--lds", 6, "--queries", 10, "--seeds", 1)
     assert again.code == 0 and json.loads((run / "evaluation.json").read_text())["lds"] == stored["lds"]
     assert len(list((run / "cache").iterdir())) == 6
+    assert "0 trainings (6 more are in the cache)" in again.err
+    more = call("evaluate", run, *model, "--lds", 6, "--remove", "5", "--fix", "50", "--queries", 10, "--seeds", 1)
+    assert more.code == 0, more.err
+    made = len(list((run / "cache").iterdir())) - 6
+    assert f"{made} trainings (6 more are in the cache)" in more.err, "the estimate counts what is really trained"
     assert call("explain", run, "--query", "3", *model).code == 0
 
 
@@ -127,11 +132,13 @@ def test_the_embedded_default(call: Call, tmp_path: Path) -> None:
         (("--remove", "a,b"), ("--remove", "a,b")),
         (("--remove", "0,5"), ("remove", "0")),
         (("--fix", "150"), ("fix", "150")),
+        (("--lds", 4, "--cache", "<run>/manifest.json"), ("cache", "is a file")),
         (("--known-errors", "nope"), ("nope",)),
         (("--known-errors", "text"), ("text",)),
     ],
 )
 def test_refusals(call: Call, audited, arguments: tuple[object, ...], words: tuple[str, ...]) -> None:
+    arguments = tuple(str(part).replace("<run>", str(audited.folder)) for part in arguments)
     shown = call("evaluate", audited.folder, *arguments)
     line = shown.one_line()
     assert shown.code in (1, 2) and shown.out == ""

@@ -88,6 +88,12 @@ def test_nothing_is_recommended_that_does_not_beat_chance() -> None:
     assert found.recommended is None and "random" in found.reason
 
 
+def test_nothing_is_recommended_that_shuffled_ids_would_reach() -> None:
+    found = compare([entrant("noise", scores(5, np.inf)), entrant("other", scores(6, np.inf))], TRUTH, seconds=1)
+    assert found.recommended is None and "shuffled ids" in found.reason
+    assert compare([entrant("yes", scores(0)), entrant("noise", scores(5, np.inf))], TRUTH, seconds=1).recommended
+
+
 def test_what_does_not_apply_says_why() -> None:
     def refuse() -> wh.Scores:
         raise wh.ConfigError("layers must be small, got large ones.")

@@ -28,6 +28,7 @@ __all__ = ["SEEDS_APART", "CompareSettings", "compare_data", "data_card", "leave
 
 TruthName = Literal["lds", "loo", "known-errors"]
 
+_FEW_SETS, _FEW_QUERIES = 12, 10
 SEEDS_APART = 1000  # seeds of the ground truth are that far from the seed of the model that is explained
 
 
@@ -142,7 +143,7 @@ def _summary(
         "truth": {
             **truth, "figure": found.figure, "ceiling": found.ceiling, "rows": len(bench.train), "queries": queries,
         },
-        "said": list(bench.said),
+        "said": [*bench.said, *_cautions(truth, queries)],
         "entries": [_entry(entry) for entry in found.entries],
         "recommended": found.recommended,
         "reason": found.reason,
@@ -175,6 +176,8 @@ def _with_errors(
         place = {id_: row for row, id_ in enumerate(data.ids.tolist())}
         known = np.asarray(errors, dtype=bool)[[place[id_] for id_ in bench.train.ids.tolist()]]
         what = f"{int(known.sum()):,} labels of the training rows are known to be wrong."
+    if settings.noise is not None and not known.any():
+        raise DataError(f"noise must flip some of the {len(known):,} labels, got {settings.noise}. Raise it.")
     if not known.any() or known.all():
         raise DataError(f"known errors must be some of the {len(known):,} training rows, got {int(known.sum()):,}.")
     return bench, known, {"count": int(known.sum()), "what": what}
@@ -249,6 +252,17 @@ def numbers(interval: Interval | None) -> list[float | None] | None:
     if interval is None:
         return None
     return [float(part) if np.isfinite(part) else None for part in (interval.value, interval.low, interval.high)]
+
+
+def _cautions(truth: dict[str, Any], queries: int) -> list[str]:
+    """Return what to bear in mind where the ground truth is small: intervals hold the draw of queries or rows alone."""
+    few = []
+    if truth["count"] < _FEW_SETS:
+        what = {"lds": "halves", "loo": "rows left out", "known-errors": "wrong labels"}[truth["kind"]]
+        few.append(f"{truth['count']} {what}")
+    if truth["kind"] != "known-errors" and queries < _FEW_QUERIES:
+        few.append(f"{queries} queries")
+    return [f"With only {' and '.join(few)}, the order of the methods is largely chance."] if few else []
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

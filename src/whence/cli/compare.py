@@ -142,6 +142,13 @@ def _write(found: dict[str, Any], out: Path) -> Path:
     return page
 
 
+def _brief(cost: float) -> str:
+    """Return a cost in two digits, without powers of ten."""
+    if cost < 0.001:
+        return "< 0.001"
+    return f"{cost:.2g}" if cost < 10 else f"{cost:,.0f}"
+
+
 def _print(found: dict[str, Any], page: Path) -> None:
     """Print what was judged, the table, and the recommendation."""
     console = Console(highlight=False)
@@ -160,8 +167,8 @@ def _print(found: dict[str, Any], page: Path) -> None:
         name = f"[bold]{entry['name']}[/]" if entry["name"] == found["recommended"] else entry["name"]
         name = f"{name} [dim]baseline[/]" if entry["baseline"] else name
         equal = "=" if entry["equal"] else " "
-        cells = f"{value:.3f}{equal}", f"{low:.3f} to {high:.3f}", f"{entry['passes']:.2g}", f"{entry['seconds']:.2g}"
-        table.add_row(name, *cells)
+        table.add_row(name, f"{value:.3f}{equal}", f"{low:.3f} to {high:.3f}", _brief(entry["passes"]),
+                      _brief(entry["seconds"]))  # fmt: skip
     console.print(table)
     for entry in found["entries"]:
         if entry["accuracy"] is None:

@@ -22,6 +22,7 @@ __all__ = ["Comparison", "Contender", "Entry", "compare", "pass_seconds"]
 
 _CLOSE = 2.0  # costs within this factor count as equal: seconds vary from run to run
 _NEARLY, _MUCH = 0.9, 5.0  # a much cheaper method that is nearly as accurate is named too
+_MORE = "Use more subsets, seeds, queries or errors before choosing one."
 _CHUNK = 128
 _TIMED = 3
 
@@ -217,11 +218,17 @@ def _recommend(
     """Return the name of the method to use and a sentence that says why."""
     best = entries[0]
     assert best.accuracy is not None
+    chance = judged.chance.get(best.name)
+    if chance is not None and best.accuracy.value <= chance:
+        return None, (
+            f"No method is shown to be better than chance by this ground truth: shuffled ids reach a {figure} of "
+            f"{chance:.3f}, and the best, {best.name}, has {_shown(best.accuracy)}. {_MORE}"
+        )
     floors = [contender.name for contender in contenders if contender.floor and contender.name in judged.accuracy]
     if any(floor == best.name or judged.gain(best.name, floor).low <= 0 for floor in floors):
         return None, (
             f"No method is shown to be better than {floors[0]} by this ground truth ({figure} of the best, "
-            f"{best.name}: {_shown(best.accuracy)}). Use more subsets, seeds, queries or errors before choosing one."
+            f"{best.name}: {_shown(best.accuracy)}). {_MORE}"
         )
     equal = [entry for entry in entries if entry.equal and entry.name not in floors]
     least = min(entry.passes for entry in equal)
