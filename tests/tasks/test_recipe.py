@@ -168,7 +168,7 @@ def test_a_clipped_step_is_as_long_as_the_clip() -> None:
     recipe = Recipe(build=build, optimizer="sgd", momentum=0.0, learning_rate=1.0, steps=1, clip=1e-3)
     start = build()
     model = recipe.train(data(), start=start)
-    moved = [a - b for a, b in zip(model.parameters(), start.parameters(), strict=True)]
+    moved = [(a - b).detach() for a, b in zip(model.parameters(), start.parameters(), strict=True)]
     assert float(torch.cat([m.reshape(-1) for m in moved]).norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
