@@ -42,7 +42,9 @@ def attack_command(
     norm: Annotated[str, typer.Option(help="linf: every entry by itself; l2: the length of the change.")] = "linf",
     layers: Annotated[str, typer.Option(help="last: the last layer, exactly; all: by the model's recipe.")] = "last",
     weight_decay: Annotated[float, typer.Option(help="Of the last layer.")] = 0.01,
-    steps: Annotated[int | None, typer.Option(help="At most so many steps; a step is 0.04 radii against one target, else 0.01.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="At most so many steps, of 0.04 radii against one target, else 0.01.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for page, JSON and altered inputs.")] = Path("runs/attack"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     seed: Seed = 0,

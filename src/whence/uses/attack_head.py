@@ -39,7 +39,7 @@ class _Before(nn.Module):
 
 
 def split_head(model: nn.Module, some: Tensor) -> tuple[nn.Module, nn.Linear]:
-    """Return the model up to its last linear layer, and that layer, both copies in evaluation mode.
+    """Return the model up to its last linear layer, and that layer: copies, in evaluation mode, of the inputs' type.
 
     Args:
         model: A trained model whose outputs are those of its last linear layer.
@@ -56,7 +56,7 @@ def split_head(model: nn.Module, some: Tensor) -> tuple[nn.Module, nn.Linear]:
         >>> frozen(torch.randn(7, 4)).shape, head.out_features
         (torch.Size([7, 3]), 2)
     """
-    copied = copy.deepcopy(model).eval()
+    copied = copy.deepcopy(model).to(some.dtype).eval()
     head = find_layers(copied, "last").layers[0].slot.pieces[0].owner
     if not isinstance(head, nn.Linear):
         raise ConfigError(f"the last layer must be linear, got {type(head).__name__}. Attack all layers instead.")
