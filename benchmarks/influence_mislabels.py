@@ -143,7 +143,8 @@ def one_draw(rows: Rows, decay: float, seed: int) -> dict[str, Any]:
         return Signal(values=values, ids=train.ids, name=name, unit="nats")
 
     rankings = {
-        MAIN: attribution.self_scores(), f"{MAIN}, leverage-corrected": attribution.self_scores(leverage_corrected=True),
+        MAIN: attribution.self_scores(),
+        f"{MAIN}, leverage-corrected": attribution.self_scores(leverage_corrected=True),
         "leave-one-out loss": signal(held.losses, "held"), RIVAL: signal(held.fitted_losses, "loss"),
     }  # fmt: skip
     curve = wh.correction_curve(

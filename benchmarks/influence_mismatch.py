@@ -86,7 +86,7 @@ def hospital() -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:
     """Return the table without identifiers, readmission, who is a child, and patients."""
     path = support.need(support.data_folder() / "diabetes130" / "diabetic_data.csv.gz")
     table = pd.read_csv(path, na_filter=False, dtype=str)
-    label, patients = (table["readmitted"] != "NO").to_numpy(), table["patient_nbr"].to_numpy()
+    label, patients = (table["readmitted"] != "NO").to_numpy(), table["patient_nbr"].to_numpy().astype(np.int64)
     kept = table.drop(columns=list(LEFT_OUT)).astype({name: float for name in NUMBERS})
     return kept, label, (table["age"] == CHILD).to_numpy(), patients
 
@@ -122,8 +122,10 @@ def draw(
 def classifier(table: pd.DataFrame, decay: float, count: int) -> Pipeline:
     """Return logistic regression on standardised numbers and one-hot categories, (decay/2)‖w‖² beside the mean loss."""
     words = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
-    encode = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), words), remainder=StandardScaler())
-    machine = LogisticRegression(C=1 / (decay * count), solver="newton-cholesky", tol=1e-10, max_iter=1000)
+    encode = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore", sparse_output=False), words), remainder=StandardScaler()
+    )
+    machine = LogisticRegression(C=1 / (decay * count), solver="newton-cholesky", tol=1e-8, max_iter=100)
     return make_pipeline(encode, machine)
 
 

@@ -8,6 +8,7 @@ from whence.audit.evaluation import EvaluateSettings, evaluate_run
 from whence.audit.explain import Query, explain
 from whence.audit.folder import Run, open_run, reload_data, reload_task, write_run
 from whence.audit.job import METHODS, Audit, UserModel, audit, train_rows_of
+from whence.audit.mismatch import MismatchSettings, mismatch_data
 
 __all__ = [
     "METHODS",
@@ -17,6 +18,7 @@ __all__ = [
     "CompareSettings",
     "Draw",
     "EvaluateSettings",
+    "MismatchSettings",
     "Query",
     "Run",
     "UserModel",
@@ -27,6 +29,7 @@ __all__ = [
     "compare_data",
     "evaluate_run",
     "explain",
+    "mismatch_data",
     "open_run",
     "reload_data",
     "reload_task",

@@ -16,6 +16,7 @@ from whence.cli.console import plain
 from whence.cli.evaluate import evaluate_command
 from whence.cli.explain import explain_command
 from whence.cli.methods import methods_command
+from whence.cli.mismatch import mismatch_command
 from whence.cli.plan import plan_command
 from whence.errors import ConfigError, WhenceError
 
@@ -38,6 +39,7 @@ app.command("clean")(clean_command)
 app.command("compare")(compare_command)
 app.command("evaluate")(evaluate_command)
 app.command("plan")(plan_command)
+app.command("mismatch")(mismatch_command)
 app.command("attack")(attack_command)
 app.command("methods")(methods_command)
 

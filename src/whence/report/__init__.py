@@ -18,6 +18,7 @@ from whence.report.comparison import render_comparison
 from whence.report.content import Content, content_of
 from whence.report.evaluation import render_evaluation
 from whence.report.html import render, render_explanation
+from whence.report.mismatch import render_mismatch
 from whence.report.summary import summarise
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "render_comparison",
     "render_evaluation",
     "render_explanation",
+    "render_mismatch",
     "summarise",
 ]

@@ -54,8 +54,8 @@ class DomainMismatch:
             where the training data hardly know the subgroup.
         by_query: One row a wrong query: ``query, ratio_low, ratio_high``, the least and largest ratio of the
             responsible rows for that query alone.
-        features: For every responsible row its features, the strongest first, or None where inputs are not numbers:
-            ``id, rank, feature, value, derivative, effect, sensitivity``; see `domain_mismatch`.
+        features: For every responsible row its features, those of largest effect first, or None where inputs are not
+            numbers: ``id, rank, feature, value, derivative, effect, sensitivity``; see `domain_mismatch`.
         responsible: Ids of the responsible rows.
         ratio: The least ratio among them; near 1 nothing stands out, and no row is to blame.
         subgroup_rows: Training rows in the subgroup, or None if that was not said.
@@ -85,12 +85,12 @@ class DomainMismatch:
 
     @property
     def features_responsible(self) -> pd.DataFrame | None:
-        """Features over all responsible rows, strongest first: ``feature, effect, sensitivity``, summed sizes."""
+        """Features over all responsible rows, strongest first: ``feature, effect, sensitivity``, sums of sizes."""
         if self.features is None:
             return None
         sizes = self.features.assign(effect=self.features["effect"].abs())
         summed = sizes.groupby("feature", sort=False)[["effect", "sensitivity"]].sum()
-        return summed.sort_values("sensitivity", ascending=False, kind="stable").reset_index()
+        return summed.sort_values("effect", ascending=False, kind="stable").reset_index()
 
 
 def domain_mismatch(
@@ -113,10 +113,11 @@ def domain_mismatch(
         shown: Rows in the table.
 
     Returns:
-        A `DomainMismatch`. Its ``sensitivity`` of a feature is the norm of the derivative of the mean measurement in
-        that feature's inputs of the row, with 1/N (Koh & Liang's perturbation influence); ``derivative`` the largest of
-        its entries, signed, and ``value`` the input there. ``effect`` is the predicted rise of the mean measurement if
-        the feature were, in that row, what it is in the average training row. Features rank by sensitivity.
+        A `DomainMismatch`. Of its features, ``effect`` is the predicted rise of the mean measurement if the feature
+        were, in that row, what it is in the average training row: negative = the feature does harm there.
+        ``sensitivity`` is the norm of the derivative in that feature's inputs of the row, with 1/N (perturbation
+        influence), ``derivative`` the largest of its entries and ``value`` the input there. Derivatives alone would
+        head the list with values that no training row has, in which nothing resists.
 
     Raises:
         ConfigError: No query of the subgroup is wrong, a mask does not fit, or outputs are not those of a classifier.
@@ -259,7 +260,7 @@ def _maps(
             listed.append((name, float(values[position, at]), float(maps[position, at]),
                            float(effects[position, places].sum()), float(own.norm())))  # fmt: skip
         frame = pd.DataFrame(listed, columns=["feature", "value", "derivative", "effect", "sensitivity"])
-        frame = frame.sort_values("sensitivity", ascending=False, kind="stable", ignore_index=True)
+        frame = frame.sort_values("effect", key=abs, ascending=False, kind="stable", ignore_index=True)
         frame.insert(0, "rank", np.arange(1, len(frame) + 1))
         frame.insert(0, "id", examples.ids[row])
         parts.append(frame)

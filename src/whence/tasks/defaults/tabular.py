@@ -94,6 +94,13 @@ class TabularPreparation:
         parts += [_category_columns(table[column["name"]], column["values"]) for column in self.categories]
         return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
 
+    def places(self) -> dict[str, list[int]]:
+        """Return the entries of a vector that stand for each column."""
+        widths = {c["name"]: 1 + sum(c[flag] is not None for flag in ("zeros", "missing")) for c in self.numbers}
+        widths |= {c["name"]: len(c["values"]) + 2 for c in self.categories}
+        ends = np.cumsum(list(widths.values())).tolist()
+        return {name: list(range(end - width, end)) for (name, width), end in zip(widths.items(), ends, strict=True)}
+
 
 def tabular_default(data: LabelledData, seed: int = 0) -> Default:
     """Return the embedded default for tables, fitted to their columns (not to their labels)."""
