@@ -88,12 +88,6 @@ def test_nothing_is_recommended_that_does_not_beat_chance() -> None:
     assert found.recommended is None and "random" in found.reason
 
 
-def test_nothing_is_recommended_that_shuffled_ids_would_reach() -> None:
-    found = compare([entrant("noise", scores(5, np.inf)), entrant("other", scores(6, np.inf))], TRUTH, seconds=1)
-    assert found.recommended is None and "shuffled ids" in found.reason
-    assert compare([entrant("yes", scores(0)), entrant("noise", scores(5, np.inf))], TRUTH, seconds=1).recommended
-
-
 def test_what_does_not_apply_says_why() -> None:
     def refuse() -> wh.Scores:
         raise wh.ConfigError("layers must be small, got large ones.")
@@ -138,6 +132,10 @@ def test_subset_truth_of_a_linear_measurement_is_one() -> None:
     found = truth.judge({"true": true, "chance": scores(4, np.inf)})
     assert found.accuracy["true"].value == pytest.approx(1.0) and abs(found.accuracy["chance"].value) < 0.2
     assert found.gain("true", "chance").low > 0.7 and found.ceiling is None
+    assert abs(found.accuracy["chance"].value) < found.chance["chance"] < found.accuracy["true"].value
+    alone = compare([entrant("noise", scores(4, np.inf))], truth, seconds=1)
+    assert alone.recommended is None and "shuffled ids" in alone.reason, "no baseline is needed to know it"
+    assert compare([entrant("noise", scores(4, np.inf)), entrant("true", true)], truth, seconds=1).recommended == "true"
 
 
 def test_error_truth_ranks_signals() -> None:
