@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export WHENCE_DATA ?= ../shared/data
 
-.PHONY: demo test check bench reproduce clean
+.PHONY: demo test check bench reproduce reproduce-attack clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ reproduce: $(VENV)/.ready
 	$(BIN)/python benchmarks/brittleness.py --cache runs/brittleness --threads $(THREADS) $(if $(TINY),--tiny)
 	$(BIN)/python benchmarks/index.py --threads $(THREADS) $(if $(TINY),--tiny)
 	$(BIN)/python benchmarks/label_errors.py --threads $(THREADS) $(if $(TINY),--tiny)
+
+reproduce: reproduce-attack
+reproduce-attack: $(VENV)/.ready
+	$(BIN)/python benchmarks/influence_attack.py --cache runs/attack --threads $(THREADS) $(if $(TINY),--tiny)
 
 clean:
 	rm -rf $(VENV) runs build dist

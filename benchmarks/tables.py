@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import support
+from attack_tables import attacks
 from matrix_tables import brittleness, matrix
 from pieces import machine, table
 from speed_tables import speed
@@ -44,6 +45,7 @@ def renew(folder: Path | None) -> None:
         return
     results = {path.stem: support.read_json(path) for path in sorted(folder.glob("*.json"))}
     truths = [*_oracles(results), *truth(results), *matrix(results, folder), *brittleness(results)]
+    truths += attacks(results)
     parts = [_HEAD, *speed(results, folder), *truths, *_label_errors(results), *_gates(results)]
     (folder.parent / "README.md").write_text("\n".join(parts).rstrip() + "\n", "utf-8")
 

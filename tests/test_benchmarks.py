@@ -20,6 +20,7 @@ COMMANDS = [
     ["lds_reference.py"],
     ["retraining.py"],
     ["label_errors.py", "--sets", "sms"],
+    ["influence_attack.py"],
 ]
 
 
