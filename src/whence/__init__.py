@@ -90,6 +90,7 @@ from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task
 from whence.uses.attack import Attack, AttackSettings, attack
 from whence.uses.attack_box import Box
+from whence.uses.class_based import class_based, class_means, sample_references
 from whence.uses.label_errors import find_label_errors
 from whence.uses.mismatch import DomainMismatch, domain_mismatch
 
@@ -169,6 +170,8 @@ __all__ = [
     "attack",
     "brittleness",
     "build_index",
+    "class_based",
+    "class_means",
     "compare",
     "correction_curve",
     "detection",
@@ -185,6 +188,7 @@ __all__ = [
     "pbrf",
     "plan",
     "removal_curve",
+    "sample_references",
     "sample_subsets",
     "stability",
     "top",

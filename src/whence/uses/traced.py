@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from whence.data import Examples, LabelledData
-from whence.errors import ConfigError
 from whence.uses.checks import check_reference
+from whence.uses.class_based import class_based
 
 __all__ = ["Attribution", "evidence_of", "influence_signals", "trusted_rows"]
 
@@ -41,7 +41,7 @@ def influence_signals(attribution: Any, trusted: Examples, *, leave_one_out: boo
     if leave_one_out and hasattr(attribution, "leave_one_out"):
         signals["leave_one_out_loss"] = attribution.leave_one_out().losses
     signals["self_influence"] = np.asarray(attribution.self_scores())
-    signals["class_influence"] = _class_influence(attribution, trusted)
+    signals["class_influence"] = -class_based(attribution, trusted).values.astype(np.float64)
     return signals
 
 
@@ -59,20 +59,6 @@ def trusted_rows(
     best = [np.flatnonzero(given == c) for c in np.unique(given)]
     kept = [rows[np.argsort(-own[rows], kind="stable")[:_REFERENCE_PER_CLASS]] for rows in best]
     return own_examples.select(np.concatenate(kept))
-
-
-def _class_influence(attribution: Attribution, trusted: Examples) -> Array:
-    """Return min over classes of the mean score on that class's reference rows [N] (Nguyen-Duc et al. 2023)."""
-    if trusted.targets is None:
-        raise ConfigError("reference examples must have labels, got none. Pass (inputs, labels).")
-    labels = trusted.targets.cpu().numpy().reshape(-1)
-    lowest: Array | None = None
-    for c in np.unique(labels):
-        scores = attribution.scores(trusted.select(np.flatnonzero(labels == c))).values
-        mean = scores.mean(0).double().cpu().numpy()
-        lowest = mean if lowest is None else np.minimum(lowest, mean)
-    assert lowest is not None
-    return lowest
 
 
 def evidence_of(attribution: Attribution | None, rows: Array, count: int) -> dict[str, list[list[Any]]]:

@@ -1,0 +1,89 @@
+"""The class-based reduction against the formula, whatever holds the scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import whence as wh
+
+
+def scores(queries: int, rows: int, seed: int = 0) -> wh.Scores:
+    values = torch.randn(queries, rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return wh.Scores(values=values, query_ids=np.arange(queries), ids=np.arange(rows), unit="nats")
+
+
+@given(st.lists(st.integers(-2, 3), min_size=1, max_size=30), st.integers(1, 9), st.integers(0, 5))
+def test_is_the_lowest_mean_of_a_class(labels: list[int], rows: int, seed: int) -> None:
+    found = scores(len(labels), rows, seed)
+    values, known = found.values.numpy(), np.array(labels)
+    truth = np.stack([values[known == c].mean(0) for c in sorted(set(labels))])
+    np.testing.assert_allclose(wh.class_based(found, labels=labels).values, -truth.min(0), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(wh.class_means(found, labels=labels).values.numpy(), truth, rtol=1e-9, atol=1e-12)
+    plain = wh.class_based(found, labels=labels, reduction="mean")
+    np.testing.assert_allclose(plain.values, -values.mean(0), rtol=1e-9, atol=1e-12)
+
+
+def fitted() -> tuple[wh.InfluenceAttribution, wh.Examples]:
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, dtype=torch.float64)
+    train = wh.as_examples((x, torch.arange(40) % 3))
+    reference = wh.as_examples((torch.randn(150, 3, dtype=torch.float64), torch.arange(150) % 3))
+    task = wh.Task(torch.nn.Linear(3, 3).double(), weight_decay=0.1)
+    return wh.Influence(curvature=wh.KFAC()).fit(task, train), reference
+
+
+def test_an_attribution_and_an_index_give_what_all_scores_give(tmp_path: Path) -> None:
+    attribution, reference = fitted()
+    truth = wh.class_based(attribution.scores(reference), labels=reference.targets)
+    streamed = wh.class_based(attribution, reference)
+    np.testing.assert_allclose(streamed.values, truth.values, rtol=1e-9)
+    assert streamed.unit == "nats"
+    gex = wh.GEX(members=3, steps=2).fit(attribution.task, attribution.examples)
+    index, features = gex.build_index(tmp_path / "index", dtype="float64"), gex.query_features(reference)
+    from_index = wh.class_based(index, features, labels=reference.targets)
+    np.testing.assert_allclose(from_index.values, wh.class_based(gex, reference).values, rtol=1e-9)
+
+
+def test_references_are_balanced_and_leave_out_what_is_excluded() -> None:
+    data = wh.as_examples((torch.zeros(100, 2), torch.tensor([0] * 80 + [1] * 20)))
+    chosen = wh.sample_references(data, per_class=15, seed=1, exclude=[80, 81])
+    assert chosen.targets is not None
+    assert torch.bincount(chosen.targets).tolist() == [15, 15]
+    assert not {80, 81} & set(chosen.ids.tolist())
+    assert wh.sample_references(data, per_class=15, seed=1, exclude=[80, 81]).ids.tolist() == chosen.ids.tolist()
+    assert len(wh.sample_references(data, per_class=50)) == 70
+
+
+def test_a_row_with_a_wrong_label_is_the_most_harmful() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(200) % 2
+    x = torch.randn(200, 2, generator=generator, dtype=torch.float64) + 3.0 * y[:, None]
+    given_labels = y.clone()
+    given_labels[7] = 1 - given_labels[7]
+    recipe = wh.Recipe(build=lambda: torch.nn.Linear(2, 2), optimizer="lbfgs", weight_decay=0.01)
+    model = recipe.train(wh.as_examples((x[:100], given_labels[:100])))
+    attribution = wh.Influence(curvature=wh.Exact()).fit(recipe.task(model), (x[:100], given_labels[:100]))
+    assert wh.class_based(attribution, (x[100:], y[100:])).values.argmax() == 7
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: wh.class_based(scores(4, 3)), wh.ConfigError, "must have labels"),
+        (lambda: wh.class_based(scores(4, 3), labels=[0, 1]), wh.DataError, "one a reference"),
+        (lambda: wh.class_based(scores(2, 3), labels=[0, 1], reduction="sum"), wh.ConfigError, "reduction"),
+        (lambda: wh.class_based(3, (torch.zeros(2, 1), torch.tensor([0, 1]))), wh.ConfigError, "must be Scores"),
+        (lambda: wh.class_based(fitted()[0], torch.zeros(2, 3)), wh.ConfigError, "must have labels"),
+        (lambda: wh.sample_references(torch.zeros(2, 3)), wh.ConfigError, "one label a row"),
+        (lambda: wh.sample_references((torch.zeros(2, 3), torch.zeros(2)), per_class=0), wh.ConfigError, "least 1"),
+    ],
+)  # fmt: skip
+def test_what_it_refuses(call: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()  # type: ignore[operator]
