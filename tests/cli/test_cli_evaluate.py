@@ -74,6 +74,7 @@ def test_every_part_of_a_run_with_a_users_recipe(call: Call, own: tuple[Path, tu
     for anchor in ("loo", "lds", "detection", "removal", "fix"):
         assert f'id="{anchor}"' in page
     assert "<b>split" not in page and "&lt;b&gt;split.csv" in page
+    assert page.count("outside the train split") == 1, "what holds for all parts is said once"
     assert 'href="evaluation.html"' in (run / "report.html").read_text(encoding="utf-8")
 
 

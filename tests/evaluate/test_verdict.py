@@ -195,5 +195,21 @@ def test_curves_are_told_in_points(level: str, predicted: float | None, sign: in
     assert ("predicted 1.00" in found.sentence) == (predicted == 0.010)
     nothing = replace(curve, points=(point(change, Interval(0.01, -0.01, 0.03)),))
     assert verdict(nothing).level == "unrelated"
+    worse = replace(curve, points=(point(Interval(-0.02, -0.03, -0.01), Interval(-0.02, -0.03, -0.01), -0.015),))
+    assert verdict(worse).level == "unrelated" and "as predicted: these examples help" in verdict(worse).sentence
     single = replace(curve, points=(point(change, Interval(0.01, float("nan"), float("nan"))),))
     assert verdict(single).level == "partly" and "more seeds" in verdict(single).sentence
+
+
+def test_where_everything_is_right_already_the_loss_is_told() -> None:
+    change = Interval(-0.02, -0.022, -0.018)
+    points = tuple(
+        replace(point(one, one, one.value), measurement=name)
+        for name, one in (("loss", change), ("accuracy", Interval(0.0, 0.0, 0.0)))
+    )
+    curve = wh.Curve(
+        treatment="removal", points=points, before={"loss": Interval(0.04, 0.04, 0.04), "accuracy": Interval(1, 1, 1)},
+        units={"loss": "nats", "accuracy": "share right"}, examples=1000, queries=100, seeds=2, controls=3,
+    )  # fmt: skip
+    found = verdict(curve)
+    assert found.level == "right" and "lowers loss by 0.02 ± 0.002 nats; predicted -0.02" in found.sentence

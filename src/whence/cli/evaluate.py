@@ -127,6 +127,6 @@ def _print(found: dict[str, Any], page: Path) -> None:
         console.print(f"[dim]{escape(sentence)}[/]")
     for part in _PARTS:
         for said in found[part].get("sentences", [found[part]]) if part in found else []:
-            colour = "green" if said["good"] else "yellow"
+            colour = "green" if said["good"] else "red" if said["level"] == "reversed" else "yellow"
             console.print(f"[{colour}]●[/] {escape(said['sentence'])}")
     console.print(f"page: [bold]{escape(str(page))}[/]", soft_wrap=True)

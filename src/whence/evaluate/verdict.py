@@ -171,7 +171,7 @@ def _of_detection(found: Detection, of: str | None) -> Judged:
 
 def _of_curve(found: Curve, of: str | None) -> Judged:
     """Judge the best ranking, or the one that is asked for, where it does the most good."""
-    measurement = ACCURACY if ACCURACY in found.before else found.measurements[0]
+    measurement = _worth_telling(found)
     good = 1 if measurement == ACCURACY else -1
     points = {name: max(found.of(name, measurement), key=lambda p: good * p.advantage.value) for name in found.rankings}
     best = max(points, key=lambda name: good * points[name].advantage.value)
@@ -181,6 +181,8 @@ def _of_curve(found: Curve, of: str | None) -> Judged:
     if not np.isfinite(low):
         return "partly", f"{sentence} A single training gives no interval: use more seeds."
     if high < 0:
+        if point.predicted is not None and good * point.predicted < 0:
+            return "unrelated", f"{sentence} That is worse than random, as predicted: these examples help."
         return "reversed", f"{sentence} That is worse than random. {_SIGN}"
     if low <= 0:
         return "unrelated", f"{sentence} That is not shown to be better than random."
@@ -189,6 +191,12 @@ def _of_curve(found: Curve, of: str | None) -> Judged:
     if near or change.low <= (predicted or 0.0) <= change.high:
         return "right", f"{sentence} That is better than random."
     return "scaled", f"{sentence} That is better than random, but not what was predicted."
+
+
+def _worth_telling(found: Curve) -> str:
+    """Return the accuracy where it can still rise, else the first measurement."""
+    before = found.before.get(ACCURACY)
+    return ACCURACY if before is not None and before.value < 1 else found.measurements[0]
 
 
 def _told(found: Curve, point: CurvePoint) -> str:

@@ -25,9 +25,14 @@ def render_evaluation(found: dict[str, Any]) -> str:
         A whole page, as self-contained as that of an audit.
     """
     sections = {name: found.get(name) for name in ("loo", "lds", "detection", "removal", "fix")}
+    told: dict[str, Any] = {}  # what was held out is said once, where it first holds
+    for section in sections.values():
+        for sentence in (section or {}).get("said", []):
+            told.setdefault(sentence, section)
     values = {
         "found": found,
         **sections,
+        "told_by": told,
         "scatter": _scatter(found["loo"]) if found.get("loo") else None,
         "bars": _bars(found["lds"]) if found.get("lds") else None,
         "curves": _detection(found["detection"]) if found.get("detection") else None,
