@@ -309,3 +309,25 @@ def test_chunks_are_small_for_large_factors() -> None:
     wide = nn.Linear(100_000, 3).double()
     large = zoo.Case(wide, torch.zeros(2, 100_000, dtype=torch.float64), torch.tensor([0, 1]))
     assert 1 <= chunk_size(Task(wide), find_layers(wide).layers, as_examples(large.train)) <= 11
+
+
+class Gated(nn.Module):
+    """A network with a branch that only some rows take, whose module the branch goes around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.branch = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        taken = (x[:, :1] > 0).to(x)
+        called = self.branch(x) * 0.0
+        return self.first(x) + called + taken * F.linear(x, self.branch.weight)
+
+
+def test_a_layer_that_is_dead_in_the_first_and_last_row_is_looked_at_in_others() -> None:
+    x = torch.randn(40, 3, dtype=torch.float64)
+    x[[0, -1], 0] = -1.0
+    x[1:-1, 0] = 1.0
+    model = Gated().double()
+    with pytest.raises(ConfigError, match="'branch'"):
+        check_capture(Task(model), find_layers(model), as_examples((x, torch.arange(40) % 2)))

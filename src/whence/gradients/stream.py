@@ -33,6 +33,7 @@ _LAYER_BYTES = 8 * 2**20  # of one layer's factors of a chunk
 _CHUNK_BYTES = 48 * 2**20  # of all layers'
 _LARGEST_CHUNK = 1024
 _EXACT_CLASSES = 4
+_PROBES = ((0, 30), (10, 20), (3, 25), (7, 15), (1, 29))  # pairs of rows that are checked, in thirtieths of the data
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +256,7 @@ def dense_query_gradients(task: Task, layers: tuple[Layer, ...], batch: Batch | 
 
 
 def check_capture(task: Task, coverage: Coverage, examples: Examples) -> None:
-    """Compare two examples' captured gradients with plain autograd.
+    """Compare two examples' captured gradients with plain autograd, and two others' where a layer's are zero.
 
     Compared are the gradients of the training loss and, because those of a model that fits its data may vanish, of the
     model's outputs contracted with random numbers.
@@ -263,20 +264,30 @@ def check_capture(task: Task, coverage: Coverage, examples: Examples) -> None:
     Raises:
         ConfigError: They differ; the message names the layers (a weight used outside its module, say).
     """
-    rows = np.unique([0, len(examples) - 1])
+    last = len(examples) - 1
+    unseen = {layer.name for layer in coverage.layers}
+    for parts in _PROBES:
+        rows = np.unique([last * part // 30 for part in parts])
+        unseen -= _checked(task, coverage, examples, rows)
+        if not unseen:
+            return
+
+
+def _checked(task: Task, coverage: Coverage, examples: Examples, rows: np.ndarray) -> set[str]:
+    """Compare some rows' gradients; return the layers that had any."""
     stream = GradientStream(task, coverage.layers, examples, len(rows))
     chunk = stream.run(examples.batch(rows), rows)
     singles = [chunk.batch.row(position) for position in range(len(rows))]
     tolerance = _tolerance(chunk)
     truth = [parameter_gradients(task, "loss", one) for one in singles]
-    _compare(coverage, chunk.training(keep=True), truth, tolerance)
+    alive = _compare(coverage, chunk.training(keep=True), truth, tolerance)
     probe = chunk if chunk.outputs is not None else _outputs_of_model(stream, chunk)
     if probe is None or probe.outputs is None:
-        return
+        return alive
     generator = torch.Generator().manual_seed(0)
     seeds = torch.randn(probe.outputs.shape, generator=generator, dtype=torch.float64).to(probe.outputs)
     truth = [parameter_gradients(task, "outputs", one, seeds[i : i + 1]) for i, one in enumerate(singles)]
-    _compare(coverage, probe.seeded(seeds, keep=False), truth, tolerance)
+    return alive | _compare(coverage, probe.seeded(seeds, keep=False), truth, tolerance)
 
 
 def _outputs_of_model(stream: GradientStream, chunk: Chunk) -> Chunk | None:
@@ -300,15 +311,19 @@ def _tolerance(chunk: Chunk) -> float:
     return max({torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2}.get(dtype, 0.15) for dtype in types)
 
 
-def _compare(coverage: Coverage, captured: Gradients, truth: Sequence[dict[str, Tensor]], tolerance: float) -> None:
-    """Raise if captured gradients differ from the true ones by more than rounding."""
+def _compare(
+    coverage: Coverage, captured: Gradients, truth: Sequence[dict[str, Tensor]], tolerance: float
+) -> set[str]:
+    """Raise if captured gradients differ from the true ones by more than rounding; return the layers that have any."""
     wrong: dict[str, float] = {}
+    alive: set[str] = set()
     largest = max(float(gradient.abs().max()) for one in truth for gradient in one.values() if gradient.numel())
     for layer in coverage.layers:
         for position, true in enumerate(truth):
             ours = captured.layers[layer.name].rows(slice(position, position + 1)).matrix()[0].double()
             theirs = layer.join(true).double()
             error, size = float((ours - theirs).norm()), float(theirs.norm())
+            alive |= {layer.name} if size > 0 else set()
             if not error <= tolerance * size + tolerance * 1e-3 * largest * theirs.numel() ** 0.5:
                 wrong[layer.name] = max(wrong.get(layer.name, 0.0), error / max(size, 1e-300))
     if wrong:
@@ -318,6 +333,7 @@ def _compare(coverage: Coverage, captured: Gradients, truth: Sequence[dict[str, 
             f"captured gradients of layer {name!r}{others} must equal autograd's, got a relative error of {error:.2g}. "
             "Its weight is used outside the module or examples of a batch interact; leave it out with layers=."
         )
+    return alive
 
 
 def _check_losses(losses: Tensor, batch: Batch) -> None:
