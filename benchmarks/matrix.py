@@ -83,8 +83,7 @@ def one_task(name: str, folder: Path, arguments: argparse.Namespace, report: sup
     held = scores_folder(folder / name, task.fingerprint)
     wanted = installed(arguments.methods) if name in arguments.tasks else []
     run(wanted, task.workload, held, arguments)
-    entries = {method: support.read_json(held / f"{method}.json") for method in METHODS}
-    entries = {method: entry for method, entry in entries.items() if entry is not None}
+    entries = {method: entry for method in METHODS if (entry := kept(held, method)) is not None}
     scores, suspicions = found(entries, held, task)
     judged: dict[str, Judgement] = {}
     for truth in TRUTHS:
@@ -110,6 +109,12 @@ def scores_folder(folder: Path, fingerprint: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     key.write_text(fingerprint, "ascii")
     return folder
+
+
+def kept(held: Path, method: str) -> dict[str, Any] | None:
+    """Return what is kept of a method; None where it was never run to the end."""
+    entry: dict[str, Any] | None = support.read_json(held / f"{method}.json")
+    return entry if entry is not None and "date" in entry else None
 
 
 def cell(name: str, entry: dict[str, Any], judged: dict[str, Judgement], asked: list[str]) -> dict[str, Any]:
@@ -148,16 +153,16 @@ def found(entries: dict[str, Any], held: Path, task: MatrixTask) -> tuple[dict[s
         if not path.is_file():
             continue
         with np.load(path) as file:
-            kept = dict(file)
-        if not all(np.isfinite(values).all() for values in kept.values()):
+            arrays = dict(file)
+        if not all(np.isfinite(values).all() for values in arrays.values()):
             entry["failed"] = {"step": "all", "error": "scores are not finite"}
             continue
         ids = task.bench.train.ids
-        if "pairwise" in kept:
-            values = torch.from_numpy(kept["pairwise"].astype(np.float64))
+        if "pairwise" in arrays:
+            values = torch.from_numpy(arrays["pairwise"].astype(np.float64))
             scores[name] = wh.Scores(values=values, query_ids=task.queries.ids, ids=ids, unit=None)
-        if "self" in kept:
-            suspicions[name] = wh.Signal(values=kept["self"].astype(np.float64), ids=ids, name=name, unit=None)
+        if "self" in arrays:
+            suspicions[name] = wh.Signal(values=arrays["self"].astype(np.float64), ids=ids, name=name, unit=None)
     return scores, suspicions
 
 
@@ -166,7 +171,7 @@ def found(entries: dict[str, Any], held: Path, task: MatrixTask) -> tuple[dict[s
 
 def run(names: list[str], workload: Workload, held: Path, arguments: argparse.Namespace) -> None:
     """Run the methods whose scores are not there: the baselines in one process, each of the others in its own."""
-    todo = [name for name in names if arguments.fresh or not (held / f"{name}.json").is_file()]
+    todo = [name for name in names if arguments.fresh or kept(held, name) is None]
     humble = [name for name in todo if kind(name) == "baseline"]
     single = [[name] for name in todo if name not in humble]
     together = [[name for group in single for name in group] + humble] if arguments.tiny else [*single, humble]

@@ -155,7 +155,7 @@ def brittleness(results: dict[str, Any]) -> Iterable[str]:
     settings, figures = result["settings"], result["figures"]
     yield "## How few rows flip a prediction\n"
     yield (
-        f"{TITLES['mnist_mlp']}, {settings['rows']:,} training rows, {figures['queries']} queries: of "
+        f"MLP 49-32-32-10 on {settings['rows']:,} MNIST images (7×7), {figures['queries']} queries: of "
         f"{settings['pool']} held-out images those of the smallest margin that every seed predicts rightly. Rows are "
         f"removed in the order of their scores, at most {figures['largest']:.0%} of them, and the model is trained "
         f"again with {settings['seeds']} seeds; a prediction is flipped where the mean margin is not positive. *Random "

@@ -131,13 +131,6 @@ def load(name: str, tiny: bool, cache: Path) -> MatrixTask:
     )  # fmt: skip
 
 
-def clean_images(rows: int, queries: int, tiny: bool) -> tuple[Bench, wh.Recipe]:
-    """Return the rows of ``mnist_mlp`` with their true labels, and the recipe."""
-    data = noisy_sets.load(TASKS["mnist_mlp"], tiny).data
-    bench = prepare(data, Draw(rows=rows, queries=queries, seed=SEED), _images)
-    return bench, _recipe(bench, tiny)
-
-
 def _recipe(bench: Bench, tiny: bool) -> wh.Recipe:
     """Return how the model is trained; tiny: for two epochs."""
     assert bench.recipe is not None
