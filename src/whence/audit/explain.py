@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whence.audit.features import Transform, feature_effects
 from whence.audit.folder import Run
 from whence.data import LabelledData, as_examples
 from whence.errors import ConfigError
@@ -27,12 +28,14 @@ class Query:
         inputs: Their model inputs [Q, ...].
         position: Which of them.
         labelled: Whether its label was given, rather than filled in.
+        transform: Rows to model inputs, where that is known.
     """
 
     rows: LabelledData
     inputs: Any
     position: int
     labelled: bool = True
+    transform: Transform | None = None
 
 
 def explain(
@@ -43,6 +46,7 @@ def explain(
     *,
     measured: str | None = None,
     k: int = 10,
+    features: int = 0,
 ) -> dict[str, Any]:
     """Explain one prediction.
 
@@ -54,6 +58,8 @@ def explain(
         query: What is asked about.
         measured: Label whose loss is measured: None for the given label.
         k: How many helpful and harmful rows.
+        features: How many features of each of these rows to name (see `feature_effects`); the attribution must then
+            have its training examples.
 
     Returns:
         The dict that `whence.report.render_explanation` takes: the query with its prediction, the most helpful
@@ -77,6 +83,12 @@ def explain(
     shown = torch.from_numpy(kept)
     errors = None if scores.standard_error is None else scores.standard_error[0].double().cpu()[shown]
     named = _Named(data, positions, scores.ids[kept], values[shown], errors)
+    sides = {side: named.extreme(k, largest=side == "helpful") for side in ("helpful", "harmful")}
+    if features and isinstance(attribution, InfluenceAttribution):
+        asked = as_examples((_one(query), target))
+        for entry in (entry for side in sides.values() for entry in side):
+            row = positions[entry["id"]]
+            entry.update(feature_effects(data, attribution, query.transform, asked, row, features))
     return {
         "format": 1,
         "whence": run.manifest["whence"],
@@ -88,8 +100,7 @@ def explain(
             "content": content_of(queries, row),
         },
         "measured_label": label,
-        "helpful": named.extreme(k, largest=True),
-        "harmful": named.extreme(k, largest=False),
+        **sides,
         "sum_score": float(values.sum()),
         "unit": scores.unit,
         "model": run.summary["model"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from whence.audit import Query, Run, explain, open_run, reload_data, reload_task, train_rows_of
+from whence.audit.features import Transform
 from whence.cli.console import number, plain
 from whence.cli.usermodel import load_user_model
 from whence.data import LabelledData, ReadOptions, as_examples, read_like
@@ -32,6 +34,9 @@ def explain_command(
     ] = None,
     as_label: Annotated[str | None, typer.Option(help="Measure the loss of this label, not the given one.")] = None,
     k: Annotated[int, typer.Option("-k", help="Rows to show on each side.")] = 10,
+    features: Annotated[
+        int, typer.Option(help="Columns or words to name for each of these rows: what of it matters. Images: a map.")
+    ] = 0,
     model: Annotated[str | None, typer.Option(help="FILE.py:FUNC again, if the run used your model.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
     data_source: Annotated[Path | None, typer.Option(help="The audited data, if it was moved.")] = None,
@@ -46,13 +51,15 @@ def explain_command(
         raise ConfigError("--query must name a row (of the audited data, or of --data), got none.")
     if k < 1:
         raise ConfigError(f"-k must be at least 1, got {k}.")
+    if features < 0:
+        raise ConfigError(f"--features must be zero or positive, got {features}.")
     opened = open_run(run)
     audited = reload_data(opened, data_source)
     asked, labelled = (audited, True) if data is None else _new_rows(opened, audited, data)
-    attribution, inputs = _restore(opened, audited, asked, model, weights)
+    attribution, inputs, transform = _restore(opened, audited, asked, (model, weights), inside=features > 0)
     row = 0 if query is None else _row(asked, query)
-    asked_for = Query(rows=asked, inputs=inputs, position=row, labelled=labelled)
-    explanation = explain(opened, audited, attribution, asked_for, measured=as_label, k=k)
+    asked_for = Query(rows=asked, inputs=inputs, position=row, labelled=labelled, transform=transform)
+    explanation = explain(opened, audited, attribution, asked_for, measured=as_label, k=k, features=features)
     if as_json:
         print(json.dumps(explanation, allow_nan=False, ensure_ascii=False))
         return
@@ -79,12 +86,21 @@ def _new_rows(run: Run, audited: LabelledData, path: Path) -> tuple[LabelledData
 
 
 def _restore(
-    run: Run, audited: LabelledData, asked: LabelledData, spec: str | None, weights: Path | None
-) -> tuple[InfluenceAttribution, Any]:
-    """Return the run's attribution and the inputs of the rows that are asked about."""
+    run: Run, audited: LabelledData, asked: LabelledData, own_model: tuple[str | None, Path | None], *, inside: bool
+) -> tuple[InfluenceAttribution, Any, Transform | None]:
+    """Return the run's attribution, the inputs of the rows asked about, and what makes inputs of rows.
+
+    ``inside``: with its training examples, so that it can be asked what of a row matters.
+    """
+    spec, weights = own_model
     if run.manifest["model"]["embedded"]:
         _, preparation, attribution = reload_task(run, audited)
-        return attribution, preparation.transform(asked)
+        if not inside:
+            return attribution, preparation.transform(asked), None
+        inputs = preparation.transform(audited)
+        examples = as_examples((inputs, torch.from_numpy(audited.labels)), ids=audited.ids)
+        attribution = replace(attribution, examples=examples.select(examples.rows_of(attribution.ids)))
+        return attribution, inputs if asked is audited else preparation.transform(asked), preparation.transform
     if spec is None:
         raise ConfigError(
             "--model FILE.py:FUNC must be given again: the run used your own model, and a run never imports code."
@@ -95,8 +111,8 @@ def _restore(
     examples = examples if train_rows is None else examples.select(train_rows)
     attribution = load(run.folder / "attribution", own.task, examples)
     if asked is audited:
-        return attribution, own.inputs
-    return attribution, load_user_model(spec, weights, asked).inputs
+        return attribution, own.inputs, None
+    return attribution, load_user_model(spec, weights, asked).inputs, None
 
 
 def _row(data: LabelledData, query: str) -> int:
@@ -134,8 +150,16 @@ def _print(explanation: dict[str, Any], target: Path) -> None:
             cells = (plain(entry["id"], 24), plain(entry["label"], 24), _content(entry["content"]))
             error = f" ± {entry['standard_error']:.2g}" if "standard_error" in entry else ""
             table.add_row(number(entry["score"]) + error, *(escape(cell) for cell in cells))
+            if entry.get("features"):
+                table.add_row("", "", "", f"[dim]{escape(_features(entry['features']))}[/]")
         console.print(table)
     console.print(f"page: [bold]{escape(str(target))}[/]", soft_wrap=True)
+
+
+def _features(found: list[dict[str, Any]]) -> str:
+    """Return what of a row matters as one line."""
+    named = [f"{one['name']}{'=' if one['value'] else ''}{one['value']} {number(one['effect'])}" for one in found]
+    return plain("; ".join(named), 200)
 
 
 def _content(content: dict[str, Any]) -> str:
