@@ -35,9 +35,10 @@ class Size:
     queries: int = 24
     pool: int = 200
     seeds: int = 2
+    epochs: int = 30
 
 
-TINY = Size(rows=60, queries=3, pool=12, seeds=1)
+TINY = Size(rows=60, queries=3, pool=30, seeds=1, epochs=20)
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
     size = TINY if arguments.tiny else Size()
     report = support.Report("brittleness", {"tiny": arguments.tiny, "threads": arguments.threads, **vars(size)},
                             judged=not arguments.tiny)  # fmt: skip
-    base = replace(lds.TINY if arguments.tiny else lds.Size(), rows=size.rows, queries=size.pool)
+    base = replace(lds.TINY if arguments.tiny else lds.Size(), rows=size.rows, queries=size.pool, epochs=size.epochs)
     (train, pool), recipe = lds.data(base, arguments.tiny), lds.make_recipe(base)
     seeds = tuple(range(lds.FIRST_SEED, lds.FIRST_SEED + size.seeds))
     retraining = Retraining(recipe=recipe, seeds=seeds, stack=stack_of(recipe), cache=arguments.cache)
