@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export WHENCE_DATA ?= ../shared/data
 
-.PHONY: demo test check bench reproduce reproduce-attack clean
+.PHONY: demo test check bench reproduce reproduce-attack reproduce-influence reproduce-understanding clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,14 @@ reproduce: $(VENV)/.ready
 reproduce: reproduce-attack
 reproduce-attack: $(VENV)/.ready
 	$(BIN)/python benchmarks/influence_attack.py --cache runs/attack --threads $(THREADS) $(if $(TINY),--tiny)
+
+INFLUENCE := hinge mismatch mislabels groups linear
+reproduce: reproduce-influence reproduce-understanding
+reproduce-influence: $(INFLUENCE:%=reproduce-%)
+$(INFLUENCE:%=reproduce-%): reproduce-%: $(VENV)/.ready
+	$(BIN)/python benchmarks/influence_$*.py --threads $(THREADS) $(if $(TINY),--tiny)
+reproduce-understanding: $(VENV)/.ready
+	$(BIN)/python benchmarks/influence_understanding.py --cache runs/attack --threads $(THREADS) $(if $(TINY),--tiny)
 
 clean:
 	rm -rf $(VENV) runs build dist

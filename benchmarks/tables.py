@@ -13,6 +13,7 @@ import numpy as np
 
 import support
 from attack_tables import attacks
+from influence_tables import influences
 from matrix_tables import brittleness, matrix
 from pieces import machine, table
 from speed_tables import speed
@@ -45,7 +46,7 @@ def renew(folder: Path | None) -> None:
         return
     results = {path.stem: support.read_json(path) for path in sorted(folder.glob("*.json"))}
     truths = [*_oracles(results), *truth(results), *matrix(results, folder), *brittleness(results)]
-    truths += attacks(results)
+    truths += [*influences(results), *attacks(results)]
     parts = [_HEAD, *speed(results, folder), *truths, *_label_errors(results), *_gates(results)]
     (folder.parent / "README.md").write_text("\n".join(parts).rstrip() + "\n", "utf-8")
 

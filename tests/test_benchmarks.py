@@ -21,6 +21,12 @@ COMMANDS = [
     ["retraining.py"],
     ["label_errors.py", "--sets", "sms"],
     ["influence_attack.py"],
+    ["influence_hinge.py"],
+    ["influence_mismatch.py"],
+    ["influence_mislabels.py", "--sets", "sms"],
+    ["influence_groups.py"],
+    ["influence_linear.py"],
+    ["influence_understanding.py"],
 ]
 
 
