@@ -6,41 +6,62 @@ from whence.methods.baselines import (
     LossBaseline,
     MarginBaseline,
     Neighbours,
+    NeighbourShapley,
     RandomBaseline,
     Similarity,
 )
+from whence.methods.checkpoints import Checkpoints, record_checkpoints
 from whence.methods.corrected import LeaveOneOut
 from whence.methods.ensemble import Ensemble, EnsembleAttribution, load_ensemble
 from whence.methods.gex import GEX, GEXAttribution, Laplace
 from whence.methods.gex_diagnosis import Diagnosis
+from whence.methods.gradients import GradientCosine, GradientDot
 from whence.methods.influence import Influence, InfluenceAttribution
 from whence.methods.perturbation import Perturbation
 from whence.methods.plan import Plan, plan, plan_of
+from whence.methods.ranking import FlatAttribution, RankingAttribution
+from whence.methods.representer import Representer
 from whence.methods.restored import load
 from whence.methods.saved import save
+from whence.methods.tracin import TracIn
+from whence.methods.training_signals import el2n, forgetting, out_of_fold_loss
+from whence.methods.trak import TRAK
 
 __all__ = [
     "BM25",
     "GEX",
+    "TRAK",
     "BaselineAttribution",
+    "Checkpoints",
     "Diagnosis",
     "Ensemble",
     "EnsembleAttribution",
+    "FlatAttribution",
     "GEXAttribution",
+    "GradientCosine",
+    "GradientDot",
     "Influence",
     "InfluenceAttribution",
     "Laplace",
     "LeaveOneOut",
     "LossBaseline",
     "MarginBaseline",
+    "NeighbourShapley",
     "Neighbours",
     "Perturbation",
     "Plan",
     "RandomBaseline",
+    "RankingAttribution",
+    "Representer",
     "Similarity",
+    "TracIn",
+    "el2n",
+    "forgetting",
     "load",
     "load_ensemble",
+    "out_of_fold_loss",
     "plan",
     "plan_of",
+    "record_checkpoints",
     "save",
 ]

@@ -5,6 +5,7 @@ from whence.methods.baselines.bm25 import BM25
 from whence.methods.baselines.difficulty import LossBaseline, MarginBaseline
 from whence.methods.baselines.neighbours import Neighbours
 from whence.methods.baselines.random import RandomBaseline
+from whence.methods.baselines.shapley import NeighbourShapley
 from whence.methods.baselines.similarity import Similarity
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "BaselineAttribution",
     "LossBaseline",
     "MarginBaseline",
+    "NeighbourShapley",
     "Neighbours",
     "RandomBaseline",
     "Similarity",

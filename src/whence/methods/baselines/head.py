@@ -13,7 +13,7 @@ from whence.errors import ConfigError
 from whence.gradients import find_layers
 from whence.tasks import Task
 
-__all__ = ["Features", "unit_features"]
+__all__ = ["Features", "head_features", "unit_features"]
 
 Features = Callable[[nn.Module, Batch], Tensor]
 
@@ -22,9 +22,16 @@ _TINY = 1e-12
 
 
 def unit_features(task: Task, examples: Examples, features: Features | None) -> Tensor:
-    """Return features of length 1 [N, D], float64: of a function of the user's, or what the last layer is given.
+    """Return `head_features` of length 1 [N, D]; a row of zeros stays one."""
+    vectors = head_features(task, examples, features)
+    lengths: Tensor = vectors.norm(dim=1, keepdim=True)
+    return vectors / lengths.clamp_min(_TINY)
 
-    Positions (of a sequence or an image) are averaged. A row of zeros stays one.
+
+def head_features(task: Task, examples: Examples, features: Features | None) -> Tensor:
+    """Return features [N, D], float64: of a function of the user's, or what the last layer is given.
+
+    Positions (of a sequence or an image) are averaged.
 
     Raises:
         ConfigError: There is no single head, it is not run exactly once, or the features are no [B, D].
@@ -40,9 +47,7 @@ def unit_features(task: Task, examples: Examples, features: Features | None) -> 
                     "Pass features=lambda model, batch: ... that returns one row an example."
                 )
             parts.append(found.double().cpu())
-    vectors = torch.cat(parts)
-    lengths: Tensor = vectors.norm(dim=1, keepdim=True)
-    return vectors / lengths.clamp_min(_TINY)
+    return torch.cat(parts)
 
 
 def _head_inputs(task: Task, batch: Batch) -> Tensor:

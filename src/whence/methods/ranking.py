@@ -1,0 +1,123 @@
+"""What a fitted method offers whose scores only rank: as closures, or as inner products of flat features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from whence.data import Examples, as_examples
+from whence.index import Index, IndexWriter, QueryFeatures
+from whence.scores import Scores, Signal
+
+__all__ = ["FlatAttribution", "RankingAttribution"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankingAttribution:
+    """A method that ranks, fitted: ask it for scores. Made by the ``fit`` of a method.
+
+    Args:
+        name: What the numbers are.
+        examples: The training examples.
+        score: Queries -> values [Q, N].
+        own: () -> self-scores [N].
+        prepare: Data as a user has it -> examples.
+    """
+
+    name: str
+    examples: Examples
+    score: Callable[[Examples], Tensor] = field(repr=False)
+    own: Callable[[], Tensor] = field(repr=False)
+    prepare: Callable[[Any], Examples] = field(default=as_examples, repr=False)
+
+    def __repr__(self) -> str:
+        """Return name and count."""
+        return f"RankingAttribution({self.name}, {len(self.examples):,} examples)"
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids of the training examples [N]."""
+        return self.examples.ids
+
+    def scores(self, queries: Any) -> Scores:
+        """Return scores [Q, N], positive = helpful; they rank only, so their unit is None.
+
+        Args:
+            queries: Anything that `as_examples` takes, with labels.
+        """
+        asked = self.prepare(queries)
+        return Scores(values=self.score(asked), query_ids=asked.ids, ids=self.ids, unit=None)
+
+    def self_scores(self) -> Signal:
+        """Return every training example's score for itself [N], no unit."""
+        values = self.own().double().cpu().numpy()
+        return Signal(values=values, ids=self.ids, name=f"{self.name} self-influence", unit=None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FlatAttribution:
+    """A method whose scores are inner products of flat features, fitted; its features go into an index.
+
+    Args:
+        name: What the numbers are.
+        examples: The training examples.
+        features: Of the training examples [N, D].
+        own: Self-scores [N].
+        ask: Queries -> features [Q, D].
+        identity: What an index is checked by.
+        prepare: Data as a user has it -> examples.
+    """
+
+    name: str
+    examples: Examples
+    features: Tensor = field(repr=False)
+    own: Tensor = field(repr=False)
+    ask: Callable[[Examples], Tensor] = field(repr=False)
+    identity: Mapping[str, Any] = field(repr=False)
+    prepare: Callable[[Any], Examples] = field(default=as_examples, repr=False)
+
+    def __repr__(self) -> str:
+        """Return name and counts."""
+        return f"FlatAttribution({self.name}, {len(self.examples):,} examples, {self.features.shape[1]:,} features)"
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids of the training examples [N]."""
+        return self.examples.ids
+
+    def scores(self, queries: Any) -> Scores:
+        """Return scores [Q, N], positive = helpful; they rank only, so their unit is None.
+
+        Args:
+            queries: Anything that `as_examples` takes, with labels.
+
+        Cost: the features of the queries and Q·N·D operations.
+        """
+        asked = self.prepare(queries)
+        values = self.ask(asked) @ self.features.T
+        return Scores(values=values, query_ids=asked.ids, ids=self.ids, unit=None)
+
+    def self_scores(self) -> Signal:
+        """Return every training example's score for itself [N], no unit."""
+        values = self.own.double().cpu().numpy()
+        return Signal(values=values, ids=self.ids, name=f"{self.name} self-influence", unit=None)
+
+    def query_features(self, queries: Any) -> QueryFeatures:
+        """Return what an index of these features answers: inner products are scores."""
+        asked = self.prepare(queries)
+        return QueryFeatures.flat(self.ask(asked), asked.ids, unit=None)
+
+    def build_index(self, folder: str | Path, *, dtype: str = "float32") -> Index:
+        """Write features [N, D] and self-scores to an index on disk; ask it with `query_features`."""
+        held = self.features.detach().cpu().contiguous()
+        digest = hashlib.sha256(held.numpy().tobytes()).hexdigest()
+        writer = IndexWriter(folder=folder, identity={**self.identity, "features": digest}, dtype=dtype)
+        rows = slice(writer.start, None)
+        writer.append(held[rows], self.ids[rows], self.own[rows].double().cpu().numpy())
+        return writer.close()
