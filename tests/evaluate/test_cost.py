@@ -55,7 +55,13 @@ def test_what_the_cache_holds_costs_nothing(tmp_path: Path) -> None:
     settings.measure(train, train, sets)
     known = estimate(settings, train, train, sets)
     assert known.cached == 6 and known.seconds == 0 and known.epochs == 0
+    assert str(known) == "0 trainings (6 more are in the cache)"
     assert estimate(settings, train, train, 3).cached == 0
+    some = estimate(settings, train, train, 3, cached=4)
+    assert (some.trainings, some.cached, some.epochs) == (6, 4, 1)
+    for trainings, cached in ((3, 7), (3, -1), (sets, 1)):
+        with pytest.raises(ConfigError, match="cached must be"):
+            estimate(settings, train, train, trainings, cached=cached)  # type: ignore[arg-type]
 
 
 def test_stacks_and_processes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

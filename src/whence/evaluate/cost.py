@@ -54,6 +54,8 @@ class RetrainingCost:
         known = f" ({self.cached:,} more are in the cache)" if self.cached else ""
         spread = f" in {self.processes} processes" if self.processes > 1 else ""
         done = self.trainings - self.cached
+        if not done:
+            return f"0 trainings{known}"
         return f"{done:,} trainings{known} of {self.training_seconds:.2g} s{spread}: about {_told(self.seconds)}"
 
 
