@@ -1,6 +1,6 @@
 """Check-and-fix: a tenth of the labels is flipped; whose order of inspection finds and mends most?
 
-    python benchmarks/influence_mislabels.py [--threads 1] [--sets sms mnist] [--tiny]
+    python benchmarks/influence_mislabels.py [--threads 1] [--sets sms mnist] [--cache FOLDER] [--tiny]
 
 Logistic regression on 500 tf-idf words of SMS messages (4,000 rows), softmax regression on 64 principal components of
 MNIST (5,000 rows); 40 draws of the flips. Inspected rows get their right label and the model is trained again.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,9 @@ def main() -> None:
             "draws": draws, "flipped": FLIPPED, "decay": decay_of(rows),
         }  # fmt: skip
         report = support.Report(f"influence_mislabels-{name}", settings, judged=not arguments.tiny)
+        settings["cached"] = arguments.cache is not None
         with support.Clock() as clock:
-            found = [one_draw(rows, settings["decay"], seed) for seed in range(draws)]
+            found = [kept(arguments.cache, name, rows, settings["decay"], seed) for seed in range(draws)]
         summarise(report, found, name)
         report.figures["seconds"] = clock.wall
         report.close(folder, arguments.threads, arguments.strict)
@@ -74,6 +76,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     made = support.parser(__doc__.splitlines()[0], threads=1)
     made.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    made.add_argument("--cache", type=Path, default=None, help="folder of finished draws, so that a run can go on")
     return made.parse_args()
 
 
@@ -129,6 +132,17 @@ def decay_of(rows: Rows) -> float:
             predicted = model(torch.from_numpy(rows.x[cut:])).argmax(1).numpy()
         right.append(float((predicted == noisy[cut:]).mean()))
     return DECAYS[int(np.argmax(right))]
+
+
+def kept(cache: Path | None, name: str, rows: Rows, decay: float, seed: int) -> dict[str, Any]:
+    """Return a finished draw, or make and keep it."""
+    path = None if cache is None else cache / f"{name}-{len(rows.x)}-{decay:g}-{seed}.json"
+    found = None if path is None else support.read_json(path)
+    if found is None:
+        found = one_draw(rows, decay, seed)
+        if path is not None:
+            support.write_json(path, found)
+    return found
 
 
 def one_draw(rows: Rows, decay: float, seed: int) -> dict[str, Any]:
