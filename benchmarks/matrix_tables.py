@@ -37,6 +37,7 @@ def matrix(results: dict[str, Any], folder: Path) -> Iterable[str]:
         f"{machine(result)}\n"
     )
     yield f"![LDS against seconds, log scale]({folder.name}/matrix.svg)\n"
+    yield "In the chart green is whence, light grey a peer, dark grey a baseline; numbers are rows of the tables.\n"
     for name, cells in figures["cells"].items():
         yield from _task(TITLES[name], figures["tasks"][name], ranked(cells))
 
@@ -100,7 +101,7 @@ def chart(figures: dict[str, Any]) -> str:
         top += _HIGH + 60
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {max(top - 30, 60)}" role="img">'
-        f"<title>LDS against seconds</title><style>{STYLE} .number {{ fill: #fff; font-size: 10px }}</style>"
+        f"<title>LDS against seconds</title><style>{STYLE} .number {{ font-size: 10px }} .light {{ fill: #fff }}</style>"
         f"{''.join(body)}</svg>\n"
     )
 
@@ -130,7 +131,7 @@ def _bead(x: Axis, y: Axis, top: int, place: int, one: dict[str, Any]) -> list[s
         f'<rect class="{kind}" x="{at - 0.75:.1f}" y="{ends[1]:.1f}" width="1.5" height="{ends[0] - ends[1]:.1f}"/>',
         f'<circle class="{kind}" cx="{at:.1f}" cy="{centre:.1f}" r="8"><title>{escape(one["label"])}: {value:.3f} in '
         f"{one['metrics']['seconds']:.2g} s</title></circle>",
-        f'<text class="number" x="{at:.1f}" y="{centre + 3.5:.1f}" text-anchor="middle">{place}</text>',
+        f'<text class="number{" light" if kind != "peer" else ""}" x="{at:.1f}" y="{centre + 3.5:.1f}" text-anchor="middle">{place}</text>',
     ]
 
 
