@@ -13,6 +13,7 @@ from speed_tables import STYLE
 from whence.report.plots import Axis, axis
 
 _HEADER = ["", "method", "LDS", "leave-one-out", "detection", "seconds", "in passes", "MB added"]
+_NUMBERS = " .number { font-size: 10px } .light { fill: #fff }"
 _WIDTH, _LEFT, _RIGHT, _HIGH, _TOP = 900, 60, 20, 280, 30
 
 
@@ -101,7 +102,7 @@ def chart(figures: dict[str, Any]) -> str:
         top += _HIGH + 60
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {max(top - 30, 60)}" role="img">'
-        f"<title>LDS against seconds</title><style>{STYLE} .number {{ font-size: 10px }} .light {{ fill: #fff }}</style>"
+        f"<title>LDS against seconds</title><style>{STYLE}{_NUMBERS}</style>"
         f"{''.join(body)}</svg>\n"
     )
 
@@ -126,12 +127,13 @@ def _bead(x: Axis, y: Axis, top: int, place: int, one: dict[str, Any]) -> list[s
     value, low, high = one["metrics"]["lds"]
     at, centre = _across(x.place(one["metrics"]["seconds"])), _up(y.place(value), top)
     kind = {"ours": "ours", "peer": "peer", "baseline": "axis"}[one["kind"]]
+    number = "number" if kind == "peer" else "number light"
     ends = _up(y.place(low), top), _up(y.place(high), top)
     return [
         f'<rect class="{kind}" x="{at - 0.75:.1f}" y="{ends[1]:.1f}" width="1.5" height="{ends[0] - ends[1]:.1f}"/>',
         f'<circle class="{kind}" cx="{at:.1f}" cy="{centre:.1f}" r="8"><title>{escape(one["label"])}: {value:.3f} in '
         f"{one['metrics']['seconds']:.2g} s</title></circle>",
-        f'<text class="number{" light" if kind != "peer" else ""}" x="{at:.1f}" y="{centre + 3.5:.1f}" text-anchor="middle">{place}</text>',
+        f'<text class="{number}" x="{at:.1f}" y="{centre + 3.5:.1f}" text-anchor="middle">{place}</text>',
     ]
 
 
