@@ -42,6 +42,7 @@ BASELINES: dict[str, Any] = {
     "loss": wh.LossBaseline(),
     "margin": wh.MarginBaseline(),
     "neighbours": wh.Neighbours(k=4),
+    "shapley": wh.NeighbourShapley(k=4),
     "similarity": wh.Similarity(),
     "plain similarity": wh.Similarity(signed=False),
     "bm25": wh.BM25(texts=TEXTS),

@@ -50,7 +50,7 @@ class Representer:
 
     weight_decay: float = 0.006
     features: Features | None = None
-    gradient_norm: float = 1e-8
+    gradient_norm: float = 1e-6
 
     def __post_init__(self) -> None:
         for name in ("weight_decay", "gradient_norm"):
@@ -110,7 +110,8 @@ class Representer:
             outputs = fitted(features)
             given = torch.zeros_like(outputs).scatter(1, targets.long()[:, None], 1.0) if not single else None
             slope = outputs.softmax(1) - given if given is not None else outputs.sigmoid() - targets.double()[:, None]
-            return -slope / (self.weight_decay * len(features))
+            alpha: Tensor = -slope / (self.weight_decay * len(features))
+        return alpha
 
 
 def _labels(examples: Examples, what: str) -> Tensor:

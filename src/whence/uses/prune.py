@@ -71,7 +71,7 @@ def prune_iteratively(
     Args:
         signal_of: Ids that are left -> their `Signal`: trains and attributes again.
         ids: Ids of all examples [N].
-        share: Share of them to drop in all, in [0, 1).
+        share: Share of them to drop in all, in [0, 1); at least one stays.
         rounds: Every one drops the same share of what is left.
         balanced: As in `prune`.
         labels: Classes in the order of ``ids`` [N], for ``balanced``.
@@ -101,9 +101,9 @@ def prune_iteratively(
         signal = signal_of(left)
         if sorted(signal.ids.tolist()) != sorted(left.tolist()):
             raise DataError("signal_of must return a signal of the ids that it is given, got others.")
-        target = round(count * (1 - share) ** (done / rounds))
+        target = max(1, round(count * (1 - share) ** (done / rounds)))
         own = None if class_of is None else [class_of[id_] for id_ in signal.ids.tolist()]
-        gone = prune(signal, max(0.0, 1 - target / len(left)), balanced=balanced, labels=own)
+        gone = prune(signal, 1 - target / len(left), balanced=balanced, labels=own)
         dropped.append(gone)
         left = left[~np.isin(left, gone)]
     return np.concatenate(dropped)
