@@ -1,6 +1,6 @@
 """Data: examples with ids and fingerprints, readers, noise injectors."""
 
-from whence.data.examples import Batch, Examples, as_examples, id_keys, uniform
+from whence.data.examples import Batch, Examples, as_examples, id_keys, mix, uniform
 from whence.data.labelled import Content, Kind, LabelledData
 from whence.data.noise import Noise, other_class_noise, pair_noise, uniform_noise
 from whence.data.queries import read_like
@@ -18,6 +18,7 @@ __all__ = [
     "from_arrays",
     "from_frame",
     "id_keys",
+    "mix",
     "other_class_noise",
     "pair_noise",
     "read",

@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 
 from whence.errors import ConfigError, DataError
 
-__all__ = ["Batch", "Examples", "as_examples", "id_keys", "uniform"]
+__all__ = ["Batch", "Examples", "as_examples", "id_keys", "mix", "uniform"]
 
 _TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 
@@ -57,6 +57,16 @@ class Batch:
         targets = None if self.targets is None else self.targets[at]
         inputs = _map(lambda tensor: tensor[at], self.inputs)
         return Batch(inputs=inputs, targets=targets, ids=self.ids[at], keys=self.keys[at])
+
+    def repeated(self, count: int) -> Batch:
+        """Return the only example of this batch ``count`` times; its tensors share memory."""
+
+        def repeat(tensor: Tensor) -> Tensor:
+            return tensor.expand(count, *tensor.shape[1:])
+
+        targets = None if self.targets is None else repeat(self.targets)
+        inputs, keys = _map(repeat, self.inputs), np.repeat(self.keys, count)
+        return Batch(inputs=inputs, targets=targets, ids=np.repeat(self.ids, count), keys=keys)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -214,11 +224,16 @@ def uniform(keys: np.ndarray, seed: int, stream: int = 0) -> np.ndarray:
     with np.errstate(over="ignore"):
         mixed = keys + np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed % 2**32 + 1)
         for step in (stream + 1, 1):
-            mixed = mixed + np.uint64(0xD1B54A32D192ED03) * np.uint64(step)
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            mixed = mixed ^ (mixed >> np.uint64(31))
+            mixed = mix(mixed + np.uint64(0xD1B54A32D192ED03) * np.uint64(step))
     return np.asarray((mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """Return 64-bit integers scrambled one to one (SplitMix64's last step): different values stay different."""
+    with np.errstate(over="ignore"):
+        mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
 
 
 def _map(function: Callable[[Any], Tensor], tree: Any) -> Any:

@@ -23,7 +23,7 @@ from whence.methods.saved import write_attribution
 from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task
 
-__all__ = ["Ensemble", "EnsembleAttribution", "load_ensemble"]
+__all__ = ["Ensemble", "EnsembleAttribution", "Moments", "load_ensemble"]
 
 KIND = "ensemble"
 
@@ -150,7 +150,7 @@ class EnsembleAttribution:
 
     def self_scores(self, *, leverage_corrected: bool = False) -> Signal:
         """Return every training example's mean score for its own training loss [N], with its standard error."""
-        moments = _Moments()
+        moments = Moments()
         signal: Signal | None = None
         for member in self.members():
             signal = member.self_scores(leverage_corrected=leverage_corrected)
@@ -179,7 +179,7 @@ class EnsembleAttribution:
 
     def _average(self, scored: Callable[[InfluenceAttribution], Scores]) -> Scores:
         """Return mean and standard error of the members' scores."""
-        moments = _Moments()
+        moments = Moments()
         last: Scores | None = None
         for member in self.members():
             last = scored(member)
@@ -210,7 +210,7 @@ def load_ensemble(folder: str | Path, tasks: Sequence[Task], train: Any) -> Ense
     return EnsembleAttribution(tasks=tuple(tasks), examples=as_examples(train), folder=Path(folder))
 
 
-class _Moments:
+class Moments:
     """Mean and squared deviations of tensors that come one at a time (Welford)."""
 
     def __init__(self) -> None:

@@ -14,12 +14,24 @@ from whence.tasks.losses import (
 )
 from whence.tasks.recipe import Recipe
 from whence.tasks.task import Task
+from whence.tasks.turnover import (
+    Leakage,
+    TurnOverDropout,
+    example_masks,
+    leakage,
+    mask_layers,
+    masks,
+    reseed,
+    turn_over,
+    turn_over_outputs,
+)
 
 __all__ = [
     "BinaryCrossEntropy",
     "ClassWeighted",
     "CrossEntropy",
     "Hinge",
+    "Leakage",
     "Loss",
     "MeanSquaredError",
     "OneVersusRest",
@@ -29,5 +41,13 @@ __all__ = [
     "SmoothLoss",
     "SquaredHinge",
     "Task",
+    "TurnOverDropout",
+    "example_masks",
+    "leakage",
     "loss_by_name",
+    "mask_layers",
+    "masks",
+    "reseed",
+    "turn_over",
+    "turn_over_outputs",
 ]

@@ -17,7 +17,7 @@ from whence.errors import ConfigError
 from whence.tasks.estimators import FittedEstimator, fitted_estimator
 from whence.tasks.losses import Loss, SmoothLoss, loss_by_name
 
-__all__ = ["Task"]
+__all__ = ["Task", "model_outputs"]
 
 PerExample = Callable[[nn.Module, Batch], Tensor]
 
@@ -211,18 +211,7 @@ class Task:
         """Return the model's outputs (logits) for a batch [B, ...]."""
         if self.outputs is not None:
             return self.outputs(self.model, batch)
-        result: Any = _call(self.model, batch.inputs)
-        if isinstance(result, Tensor):
-            return result
-        if hasattr(result, "logits"):
-            logits: Tensor = result.logits
-            return logits
-        if isinstance(result, (tuple, list)) and result and isinstance(result[0], Tensor):
-            return result[0]
-        raise ConfigError(
-            f"model outputs must be a tensor, have .logits, or be a tuple that starts with a tensor, "
-            f"got {type(result).__name__}. Pass Task(outputs=lambda model, batch: ...)."
-        )
+        return model_outputs(self.model, batch)
 
     def losses(self, batch: Batch, outputs: Tensor | None = None) -> Tensor:
         """Return the training loss of every example [B]; ``outputs`` saves a forward pass."""
@@ -273,6 +262,22 @@ class Task:
         finally:
             for module in training:
                 module.training = True
+
+
+def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
+    """Return what calling the model on a batch gives: the result, its ``.logits``, or the first entry of a tuple."""
+    result: Any = _call(model, batch.inputs)
+    if isinstance(result, Tensor):
+        return result
+    if hasattr(result, "logits"):
+        logits: Tensor = result.logits
+        return logits
+    if isinstance(result, (tuple, list)) and result and isinstance(result[0], Tensor):
+        return result[0]
+    raise ConfigError(
+        f"model outputs must be a tensor, have .logits, or be a tuple that starts with a tensor, "
+        f"got {type(result).__name__}. Pass Task(outputs=lambda model, batch: ...)."
+    )
 
 
 def _check_factors(factors: Mapping[str, float], model: nn.Module) -> None:
