@@ -85,9 +85,11 @@ def test_forgetting_counts_the_falls_from_right_to_wrong() -> None:
 
 def test_out_of_fold_losses_are_of_models_without_the_fold() -> None:
     recipe = wh.Recipe(build=linear, optimizer="lbfgs", weight_decay=0.1, gradient_norm=1e-8)
-    found = wh.out_of_fold_loss(recipe, TRAIN, folds=3, seed=1)
+    both = wh.out_of_fold(recipe, TRAIN, folds=3, seed=1)
+    found = both.loss
+    np.testing.assert_allclose(F.cross_entropy(both.outputs, WHOLE.targets, reduction="none"), found.values)
     order = np.random.default_rng(0).permutation(30)
-    other = wh.out_of_fold_loss(recipe, TRAIN.select(order), folds=3, seed=1)
+    other = wh.out_of_fold(recipe, TRAIN.select(order), folds=3, seed=1).loss
     np.testing.assert_allclose(other.values, found.values[order], rtol=1e-5)
     fold_of = []
     own = F.cross_entropy(recipe.train(TRAIN)(WHOLE.inputs), WHOLE.targets, reduction="none").detach().numpy()
@@ -98,7 +100,7 @@ def test_out_of_fold_losses_are_of_models_without_the_fold() -> None:
             fold_of.append(set(TRAIN.ids.tolist()) - set(examples.ids.tolist()))
             return super().train(examples, **settings)  # type: ignore[arg-type]
 
-    wh.out_of_fold_loss(Watching(build=linear, epochs=1), TRAIN, folds=3, seed=1)
+    wh.out_of_fold(Watching(build=linear, epochs=1), TRAIN, folds=3, seed=1)
     assert sorted(id_ for held in fold_of for id_ in held) == sorted(TRAIN.ids.tolist())
     for held in fold_of:
         model = recipe.train(TRAIN.select(np.flatnonzero(~np.isin(TRAIN.ids, list(held)))), seed=1)
@@ -109,4 +111,4 @@ def test_out_of_fold_losses_are_of_models_without_the_fold() -> None:
         assert (abs(counts - np.bincount(WHOLE.targets, minlength=3) / 3) < 1).all()
     for folds in (1, 31):
         with pytest.raises(wh.ConfigError, match="folds must lie"):
-            wh.out_of_fold_loss(recipe, TRAIN, folds=folds)
+            wh.out_of_fold(recipe, TRAIN, folds=folds)

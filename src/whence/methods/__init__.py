@@ -24,7 +24,7 @@ from whence.methods.representer import Representer
 from whence.methods.restored import load
 from whence.methods.saved import save
 from whence.methods.tracin import TracIn
-from whence.methods.training_signals import el2n, forgetting, out_of_fold_loss
+from whence.methods.training_signals import OutOfFold, el2n, forgetting, out_of_fold
 from whence.methods.trak import TRAK
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "MarginBaseline",
     "NeighbourShapley",
     "Neighbours",
+    "OutOfFold",
     "Perturbation",
     "Plan",
     "RandomBaseline",
@@ -59,7 +60,7 @@ __all__ = [
     "forgetting",
     "load",
     "load_ensemble",
-    "out_of_fold_loss",
+    "out_of_fold",
     "plan",
     "plan_of",
     "record_checkpoints",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from whence.errors import ConfigError
 from whence.scores import Signal
 from whence.tasks import Loss, Recipe, Task
 
-__all__ = ["el2n", "forgetting", "out_of_fold_loss"]
+__all__ = ["OutOfFold", "el2n", "forgetting", "out_of_fold"]
 
 _CHUNK = 1024
 
@@ -102,8 +103,21 @@ def forgetting(recipe: Recipe, train: Any, *, seed: int = 0) -> Signal:
     return Signal(values=counts.double().numpy(), ids=examples.ids, name="forgetting", unit=None)
 
 
-def out_of_fold_loss(recipe: Recipe, train: Any, *, folds: int = 5, seed: int = 0) -> Signal:
-    """Return every example's loss under a model that was trained without its fold [N]: large = suspect.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutOfFold:
+    """What models that were trained without an example say of it.
+
+    Args:
+        outputs: Logits of every example, each by the model of its fold [N, ...].
+        loss: The losses; large = suspect.
+    """
+
+    outputs: Tensor
+    loss: Signal
+
+
+def out_of_fold(recipe: Recipe, train: Any, *, folds: int = 5, seed: int = 0) -> OutOfFold:
+    """Train a model for every fold without it, and return its outputs and losses there.
 
     Folds are balanced by class and drawn by (seed, id), so the order of rows does not change them.
 
@@ -114,32 +128,40 @@ def out_of_fold_loss(recipe: Recipe, train: Any, *, folds: int = 5, seed: int = 
         seed: Seed of the folds and of training.
 
     Returns:
-        A `Signal` in the loss's unit.
+        Outputs, and losses in the loss's unit.
 
     Raises:
         ConfigError: ``folds`` is below 2 or above the number of examples.
 
     Cost: K trainings on (K − 1)/K of the examples, and one forward pass.
 
-    Reference: the out-of-sample loss of confident learning, Northcutt, Jiang & Chuang (2021), without its thresholds.
+    Reference: the out-of-sample predictions of confident learning, Northcutt, Jiang & Chuang (2021), without its
+        thresholds.
 
     Example:
         >>> train = (torch.randn(20, 3), torch.randint(0, 2, (20,)))
-        >>> out_of_fold_loss(Recipe(build=lambda: nn.Linear(3, 2), epochs=1), train, folds=2).unit
-        'nats'
+        >>> held = out_of_fold(Recipe(build=lambda: nn.Linear(3, 2), epochs=1), train, folds=2)
+        >>> held.outputs.shape, held.loss.unit
+        (torch.Size([20, 2]), 'nats')
     """
     examples = as_examples(train)
     if not 2 <= folds <= len(examples):
         raise ConfigError(f"folds must lie in 2 … {len(examples)}, got {folds}.")
     member = _folds(examples, folds, seed)
     values = np.empty(len(examples))
+    parts, places = [], []
     unit: str | None = None
     for fold in range(folds):
         held = np.flatnonzero(member == fold)
         task = recipe.task(recipe.train(examples.select(np.flatnonzero(member != fold)), seed=seed))
         values[held] = _each(task, examples.select(held), task.losses).numpy()
+        parts.append(_each(task, examples.select(held), task.forward))
+        places.append(held)
         unit = task.loss.unit if isinstance(task.loss, Loss) else None
-    return Signal(values=values, ids=examples.ids, name="out-of-fold loss", unit=unit)
+    outputs = torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
+    return OutOfFold(
+        outputs=outputs, loss=Signal(values=values, ids=examples.ids, name="out-of-fold loss", unit=unit)
+    )
 
 
 def _folds(examples: Examples, folds: int, seed: int) -> np.ndarray:
