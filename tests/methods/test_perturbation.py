@@ -75,7 +75,8 @@ def test_maps_are_those_of_dense_autograd(name: str) -> None:
     expected = dense(case, call, lambda inputs: inputs)
     torch.testing.assert_close(found.values, expected, rtol=1e-7, atol=1e-10 * float(expected.abs().max()))
     torch.testing.assert_close(found.inputs, split(case)[0][0])
-    assert found.unit == ("nats" if case.loss != "mse" else found.unit)
+    assert found.unit == ("squared target" if case.loss == "mse" else "nats")
+    assert repr(found).startswith("Perturbation(3 × 6 × ")
 
 
 @pytest.mark.parametrize("name, key", [("named", "features"), ("named", "scale"), ("pairs", None)])

@@ -118,6 +118,7 @@ def test_an_attack_on_softmax_regression(norm: Any) -> None:
     assert history["measurement"].iloc[-1] > history["measurement"].iloc[0]
     summary = found.summary()
     assert summary["images"] == 2
+    assert repr(found).startswith("Attack(2 altered, ")
     assert summary["times_random"] == pytest.approx(found.margin_drop / random)
     assert summary["controls"]["random signs"]["draws"] == 4
 

@@ -50,6 +50,10 @@ class Perturbation:
     unit: str | None
     tokens: Tensor | None = None
 
+    def __repr__(self) -> str:
+        """Return the shape."""
+        return f"Perturbation({' × '.join(map(str, self.values.shape))}, unit={self.unit!r})"
+
     def predict(self, delta: Any) -> Scores:
         r"""Return the predicted rise Σ I · δ of every measurement when each example alone is moved by its δ.
 

@@ -40,7 +40,7 @@ class AttackSettings:
         box: How far an example may be moved.
         images: How many training examples are altered: those that could move the targets the farthest.
         step: η in levels; None for 0.04 radii against one target and 0.01 against several (0.02 and 0.005 grey levels
-            in the half-level box of the paper).
+            in the half-level box of the paper), or as many as reach the edge in half of the steps.
         steps: At most so many; None for 100 against one target and 2,000 against several.
         patience: Steps without progress after which to stop.
         until_flipped: Stop once every target's prediction has flipped.
@@ -118,6 +118,10 @@ class Attack:
     reach: Signal
     stopped: str
     model: nn.Module
+
+    def __repr__(self) -> str:
+        """Return counts and the outcome."""
+        return f"Attack({len(self.ids)} altered, {self.flips} of {len(self.targets)} flipped, {self.stopped})"
 
     @property
     def perturbed(self) -> Tensor:
@@ -287,7 +291,7 @@ class _Ascent:
         box, first = self.settings.box, self.before
         share, most = _STEPS[len(self.victim.targets) == 1]
         most = most if self.settings.steps is None else self.settings.steps
-        step = share * box.radius if self.settings.step is None else self.settings.step
+        step = max(share, 2 / most) * box.radius if self.settings.step is None else self.settings.step
         now, delta = first, torch.zeros_like(self.original)
         best, progress = (first.measured, delta), (first.measured, 0)
         history = [self._entry(0, now, first, delta)]
