@@ -7,8 +7,8 @@ They are judged by models trained on random halves (lds), without single rows (l
 
     python benchmarks/matrix.py [--tasks mnist_mlp …] [--methods whence-ekfac …] [--metrics lds …] [--fresh] [--tiny]
 
-Trainings and scores are kept under --folder: what a call does not ask for, or did before, is taken from there. Where the
-library has changed since, --fresh measures its methods again.
+Trainings and scores are kept under --folder: what a call does not ask for, or did before, is taken from there. Where
+the library has changed since, --fresh measures its methods again.
 """
 
 from __future__ import annotations
