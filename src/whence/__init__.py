@@ -91,6 +91,8 @@ from whence.methods import (
     Representer,
     Similarity,
     TracIn,
+    TurnOver,
+    TurnOverAttribution,
     el2n,
     forgetting,
     load,
@@ -101,11 +103,23 @@ from whence.methods import (
 )
 from whence.pipeline import build_index, extend_index, top
 from whence.scores import Scores, Signal
-from whence.tasks import Recipe, Task
+from whence.tasks import (
+    Leakage,
+    Recipe,
+    Task,
+    TurnOverDropout,
+    leakage,
+    masks,
+    reseed,
+    turn_over,
+    turn_over_outputs,
+)
 from whence.uses.attack import Attack, AttackSettings, attack
 from whence.uses.attack_box import Box
 from whence.uses.class_based import class_based, class_means, sample_references
+from whence.uses.cleanse import Cleansing, cleanse
 from whence.uses.label_errors import find_label_errors
+from whence.uses.learning_curves import SeenUnseen
 from whence.uses.mismatch import DomainMismatch, domain_mismatch
 from whence.uses.prune import prune, prune_iteratively
 from whence.uses.relabel import otsu_threshold, relabel
@@ -127,6 +141,7 @@ __all__ = [
     "Box",
     "Brittleness",
     "Checkpoints",
+    "Cleansing",
     "Comparison",
     "ConfigError",
     "Contender",
@@ -155,6 +170,7 @@ __all__ = [
     "LabelledData",
     "Lanczos",
     "Laplace",
+    "Leakage",
     "LeaveOneOut",
     "LeaveOneOutTruth",
     "LiSSA",
@@ -181,6 +197,7 @@ __all__ = [
     "RetrainingCost",
     "RunFormatError",
     "Scores",
+    "SeenUnseen",
     "Signal",
     "Similarity",
     "SourceSeparation",
@@ -189,6 +206,9 @@ __all__ = [
     "Sweep",
     "Task",
     "TracIn",
+    "TurnOver",
+    "TurnOverAttribution",
+    "TurnOverDropout",
     "Unimodality",
     "Verdict",
     "WhenceError",
@@ -200,6 +220,7 @@ __all__ = [
     "build_index",
     "class_based",
     "class_means",
+    "cleanse",
     "compare",
     "correction_curve",
     "detection",
@@ -210,10 +231,12 @@ __all__ = [
     "find_label_errors",
     "forgetting",
     "lds",
+    "leakage",
     "leave_group_out",
     "leave_one_out",
     "load",
     "load_ensemble",
+    "masks",
     "open_index",
     "otsu_threshold",
     "out_of_fold",
@@ -224,12 +247,15 @@ __all__ = [
     "record_checkpoints",
     "relabel",
     "removal_curve",
+    "reseed",
     "sample_references",
     "sample_subsets",
     "separate_sources",
     "stability",
     "top",
     "train_subsets",
+    "turn_over",
+    "turn_over_outputs",
     "unimodality",
     "verdict",
 ]

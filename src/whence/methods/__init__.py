@@ -26,6 +26,7 @@ from whence.methods.saved import save
 from whence.methods.tracin import TracIn
 from whence.methods.training_signals import OutOfFold, el2n, forgetting, out_of_fold
 from whence.methods.trak import TRAK
+from whence.methods.turnover import TurnOver, TurnOverAttribution
 
 __all__ = [
     "BM25",
@@ -56,6 +57,8 @@ __all__ = [
     "Representer",
     "Similarity",
     "TracIn",
+    "TurnOver",
+    "TurnOverAttribution",
     "el2n",
     "forgetting",
     "load",

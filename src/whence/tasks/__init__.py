@@ -17,6 +17,7 @@ from whence.tasks.task import Task
 from whence.tasks.turnover import (
     Leakage,
     TurnOverDropout,
+    branch_losses,
     example_masks,
     leakage,
     mask_layers,
@@ -42,6 +43,7 @@ __all__ = [
     "SquaredHinge",
     "Task",
     "TurnOverDropout",
+    "branch_losses",
     "example_masks",
     "leakage",
     "loss_by_name",

@@ -3,11 +3,12 @@
 from whence.tasks.turnover.convert import turn_over
 from whence.tasks.turnover.leakage import Leakage, leakage
 from whence.tasks.turnover.masks import TurnOverDropout, example_masks, mask_layers, masks, reseed
-from whence.tasks.turnover.outputs import turn_over_outputs
+from whence.tasks.turnover.outputs import branch_losses, turn_over_outputs
 
 __all__ = [
     "Leakage",
     "TurnOverDropout",
+    "branch_losses",
     "example_masks",
     "leakage",
     "mask_layers",

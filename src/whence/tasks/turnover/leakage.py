@@ -59,7 +59,7 @@ class Leakage:
 
 
 def leakage(task: Task, examples: Any, *, probes: Any = None) -> Leakage:
-    r"""Return which parameters leak: ∂ℓ_i/∂θ under m(i) is not zero where the flipped sub-network's outputs depend on θ.
+    r"""Return which parameters leak: ∂ℓ_i/∂θ under m(i) is not 0 where the flipped sub-network's outputs depend on θ.
 
     Turn-over dropout's premise is that a flipped sub-network has never seen its example. That holds for a weight matrix
     that touches a masked layer, on either side; output biases, norms, embeddings and layers without a mask do not.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from whence.data import Batch
-from whence.tasks.task import model_outputs
+from whence.data import Batch, Examples
+from whence.tasks.task import Task, model_outputs
 from whence.tasks.turnover.masks import masks
 
-__all__ = ["turn_over_outputs"]
+__all__ = ["branch_losses", "turn_over_outputs"]
+
+_CHUNK = 512
 
 
 def turn_over_outputs(
@@ -28,7 +31,6 @@ def turn_over_outputs(
             ``functools.partial(turn_over_outputs, outputs=mine)``.
 
     Example:
-        >>> import torch
         >>> from whence.data import as_examples
         >>> from whence.tasks import Recipe, turn_over
         >>> def build():
@@ -41,3 +43,16 @@ def turn_over_outputs(
         return call(model, batch)
     with masks(model, batch.keys):
         return call(model, batch)
+
+
+def branch_losses(task: Task, examples: Examples, *, flipped: bool) -> Tensor:
+    """Return every example's training loss [N] in its own sub-network, or in the flipped one that never saw it.
+
+    Cost: a forward pass over the examples.
+    """
+    found = []
+    with torch.no_grad(), task.evaluating():
+        for batch in examples.batches(_CHUNK):
+            with masks(task.model, batch.keys, flipped=flipped):
+                found.append(task.losses(task.place(batch)).double().cpu())
+    return torch.cat(found)
