@@ -22,6 +22,7 @@ from whence.report import render_mismatch
 __all__ = ["mismatch_command"]
 
 _SHOWN = 8
+_NOTHING = 2.0  # times the next: below it no row is to blame
 
 
 def mismatch_command(
@@ -70,10 +71,11 @@ def _print(found: dict[str, Any], out: Path | None) -> None:
         f"{group['training']:,} of {group['training_rows']:,} training rows have it."
     )
     own = sum(row["responsible"] and row["in_subgroup"] for row in told["rows"])
-    console.print(
-        f"[bold]{len(told['responsible'])}[/] training rows stand [bold]{told['ratio']:.3g} times[/] above the next; "
-        f"{own} of them have {name}."
-    )
+    many = len(told["responsible"])
+    standing = f"[bold]{many}[/] training {'row stands' if many == 1 else 'rows stand'}"
+    console.print(f"{standing} [bold]{told['ratio']:.3g} times[/] above the next; {own} of {many} with {name}.")
+    if told["ratio"] < _NOTHING:
+        console.print("[yellow]Nothing stands out:[/] these errors are not the doing of single rows.")
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("rank", "id", "label", group["column"], "score", "× next"):
         table.add_column(escape(plain(title, 24)), justify="left" if title in ("id", "label") else "right")
