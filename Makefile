@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export WHENCE_DATA ?= ../shared/data
 
-.PHONY: demo test check bench reproduce reproduce-attack reproduce-influence reproduce-understanding clean
+.PHONY: demo test check bench reproduce reproduce-attack reproduce-influence reproduce-understanding reproduce-detectors clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,10 @@ $(INFLUENCE:%=reproduce-%): reproduce-%: $(VENV)/.ready
 	$(BIN)/python benchmarks/influence_$*.py --threads $(THREADS) $(if $(TINY),--tiny)
 reproduce-understanding: $(VENV)/.ready
 	$(BIN)/python benchmarks/influence_understanding.py --cache runs/attack --threads $(THREADS) $(if $(TINY),--tiny)
+
+reproduce: reproduce-detectors
+reproduce-detectors: $(VENV)/.ready
+	$(BIN)/python benchmarks/detectors.py --cache runs/detectors --threads $(THREADS) $(if $(TINY),--tiny)
 
 clean:
 	rm -rf $(VENV) runs build dist

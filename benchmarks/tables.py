@@ -13,6 +13,7 @@ import numpy as np
 
 import support
 from attack_tables import attacks
+from detector_tables import detectors
 from influence_tables import influences
 from matrix_tables import brittleness, matrix
 from pieces import machine, table
@@ -46,7 +47,7 @@ def renew(folder: Path | None) -> None:
         return
     results = {path.stem: support.read_json(path) for path in sorted(folder.glob("*.json"))}
     truths = [*_oracles(results), *truth(results), *matrix(results, folder), *brittleness(results)]
-    truths += [*influences(results), *attacks(results)]
+    truths += [*influences(results), *attacks(results), *detectors(results)]
     parts = [_HEAD, *speed(results, folder), *truths, *_label_errors(results), *_gates(results)]
     (folder.parent / "README.md").write_text("\n".join(parts).rstrip() + "\n", "utf-8")
 

@@ -27,6 +27,7 @@ COMMANDS = [
     ["influence_groups.py"],
     ["influence_linear.py"],
     ["influence_understanding.py"],
+    ["detectors.py"],
 ]
 
 

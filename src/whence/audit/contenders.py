@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +16,21 @@ from whence.evaluate.compare import Contender
 from whence.gradients import find_layers
 from whence.methods import (
     BM25,
+    GEX,
+    TRAK,
     BaselineAttribution,
     Ensemble,
+    GradientCosine,
     Influence,
     LossBaseline,
     MarginBaseline,
     Neighbours,
+    NeighbourShapley,
     RandomBaseline,
+    Representer,
     Similarity,
+    TracIn,
+    record_checkpoints,
 )
 from whence.scores import Scores, Signal
 from whence.tasks import Task
@@ -31,6 +39,9 @@ from whence.uses.label_errors import Members, find_label_errors
 __all__ = ["MEMBERS", "contenders"]
 
 MEMBERS = 5
+CHECKPOINTS = 5
+_GEX_MEMBERS = 8
+_GEX_STEPS = 160
 _SMALL = 3_000  # parameters up to which exact curvature is a matter of seconds
 
 
@@ -61,6 +72,19 @@ class _Field:
         config = Ensemble(method=Influence(curvature=EKFAC(damping="auto"), seed=self.seed))
         attribution = config.fit([self.task, *more], train)
         return attribution.self_scores() if self.detect else attribution.scores(self.bench.queries)
+
+    def ask(self, fitted: Any) -> Scores | Signal:
+        """Score the queries, or every row for itself."""
+        answer: Scores | Signal = fitted.self_scores() if self.detect else fitted.scores(self.bench.queries)
+        return answer
+
+    def tracin(self) -> Scores | Signal:
+        """Train once more, keep five checkpoints, add their gradient dot products."""
+        recipe, train = self.bench.recipe, self.bench.train
+        if recipe is None:
+            raise ConfigError("TracIn must have a Recipe to leave checkpoints, got a trained model alone.")
+        run = record_checkpoints(recipe, train, count=CHECKPOINTS, seed=self.seed)
+        return self.ask(TracIn(checkpoints=run).fit(recipe.task(run.model), train))
 
     def baseline(self, fitted: BaselineAttribution) -> Scores | Signal:
         """Score the queries, or every row for itself."""
@@ -97,6 +121,8 @@ def contenders(bench: Bench, task: Task, *, detect: bool = False, seed: int = 0)
     field = _Field(bench=bench, task=task, detect=detect, seed=seed)
     found = [_contender(field, name, config, limit) for name, (config, limit) in _methods(bench, seed).items()]
     found.append(Contender(name=f"EK-FAC, {MEMBERS} models", run=field.ensemble))
+    found.append(Contender(name=f"TracIn, {CHECKPOINTS} checkpoints", run=field.tracin))
+    found += _rivals(field, seed)
     if detect:
         found.append(Contender(name="audit's suspicion", run=field.suspicion))
     return [*found, *_baselines(field, seed)]
@@ -126,6 +152,20 @@ def _methods(bench: Bench, seed: int) -> dict[str, tuple[Influence, int | None]]
     return found
 
 
+def _rivals(field: _Field, seed: int) -> list[Contender]:
+    """Return the methods that are no influence with a curvature and cost no more than a training."""
+    methods: dict[str, Any] = {"TRAK": TRAK(dimension=512, seed=seed), "representer": Representer()}
+    if field.detect:  # what it is for: M trainings are much for scores alone
+        methods["GEX"] = GEX(members=_GEX_MEMBERS, steps=_GEX_STEPS, learning_rate="auto", seed=seed)
+    else:  # its self-scores are all 1
+        methods["gradient cosine"] = GradientCosine()
+
+    def running(method: Any) -> Callable[[], Scores | Signal]:
+        return lambda: field.ask(method.fit(field.task, field.bench.train))
+
+    return [Contender(name=name, run=running(method)) for name, method in methods.items()]
+
+
 def _baselines(field: _Field, seed: int) -> list[Contender]:
     """Return the humble ones."""
     task, train = field.task, field.bench.train
@@ -133,6 +173,7 @@ def _baselines(field: _Field, seed: int) -> list[Contender]:
         "loss": lambda: LossBaseline().fit(task, train),
         "margin": lambda: MarginBaseline().fit(task, train),
         "kNN": lambda: Neighbours().fit(task, train),
+        "kNN-Shapley": lambda: NeighbourShapley().fit(task, train),
         "feature similarity": lambda: Similarity().fit(task, train),
     }
     texts = field.bench.texts

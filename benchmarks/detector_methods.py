@@ -1,0 +1,169 @@
+"""Every method that ranks training rows by suspicion, on one trained model; values and costs are kept as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import whence as wh
+from detector_sets import Noisy
+from measure import memory
+from rivals import label_quality
+
+RP = 256  # random features a checkpoint
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """One regime: noisy rows, a recipe, and what was trained on them.
+
+    Args:
+        rows: The rows.
+        recipe: How the model was trained.
+        gex: GEX's settings here.
+        arnoldi: Layers for Arnoldi; None for all.
+        folds: Of out-of-fold predictions.
+        early: Epochs of EL2N's models.
+        seed: Seed of everything.
+        folder: Where values and weights are kept, so that an interrupted run resumes.
+    """
+
+    rows: Noisy
+    recipe: wh.Recipe
+    gex: wh.GEX
+    arnoldi: Any
+    folds: int
+    early: int
+    seed: int
+    folder: Path
+
+    @cached_property
+    def run(self) -> wh.Checkpoints:
+        """The training run, read where it was kept."""
+        path = self.folder / "checkpoints.pt"
+        if path.is_file():
+            kept = torch.load(path, weights_only=True)
+            model = self.recipe.build()  # type: ignore[misc]
+            model.load_state_dict(kept["weights"][-1])
+            return wh.Checkpoints(
+                weights=tuple(kept["weights"]), learning_rates=tuple(kept["rates"]), epochs=tuple(kept["epochs"]),
+                model=model.eval(),
+            )  # fmt: skip
+        run = wh.record_checkpoints(self.recipe, self.rows.train, count=5, seed=self.seed)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        torch.save({"weights": list(run.weights), "rates": list(run.learning_rates), "epochs": list(run.epochs)}, path)
+        return run
+
+    @cached_property
+    def task(self) -> wh.Task:
+        """The trained model."""
+        return self.recipe.task(self.run.model)
+
+    @cached_property
+    def references(self) -> wh.Examples:
+        """Clean examples, 50 of every class."""
+        return self.rows.references(50, self.seed)
+
+    def own(self, method: Any) -> np.ndarray:
+        """Return a method's self-scores."""
+        return np.asarray(method.fit(self.task, self.rows.train).self_scores().values)
+
+    def suspicion(self, baseline: Any) -> np.ndarray:
+        """Return a baseline's suspicions."""
+        return np.asarray(baseline.fit(self.task, self.rows.train).suspicion().values)
+
+    def by_class(self, method: Any) -> np.ndarray:
+        """Return the class-based harm to clean references."""
+        return np.asarray(wh.class_based(method.fit(self.task, self.rows.train), self.references).values)
+
+    @cached_property
+    def fitted_gex(self) -> wh.GEXAttribution:
+        """GEX."""
+        return self.gex.fit(self.task, self.rows.train)
+
+    @cached_property
+    def held(self) -> wh.OutOfFold:
+        """Out-of-fold predictions."""
+        return wh.out_of_fold(self.recipe, self.rows.train, folds=self.folds, seed=self.seed)
+
+    def quality(self, method: str) -> np.ndarray:
+        """Return minus cleanlab's label quality from the out-of-fold probabilities."""
+        probabilities = self.held.outputs.softmax(1).numpy()
+        return -label_quality(self.rows.labels, probabilities, method)
+
+    def early_recipe(self) -> wh.Recipe:
+        """The recipe, stopped early."""
+        r = self.recipe
+        return wh.Recipe(
+            build=r.build, optimizer="sgd", learning_rate=r.learning_rate, schedule="constant", epochs=self.early,
+            batch_size=r.batch_size,
+        )  # fmt: skip
+
+
+def _audit(subject: Subject) -> np.ndarray:
+    """Rank as `find_label_errors` does with EK-FAC on the model alone."""
+    attribution = wh.Influence(curvature=wh.EKFAC(damping="auto"), layers="last").fit(subject.task, subject.rows.train)
+    frame = wh.find_label_errors(attribution, evidence=0).set_index("id")
+    return frame.loc[[str(id_) for id_ in subject.rows.train.ids.tolist()], "suspicion"].to_numpy()
+
+
+def _tracin(subject: Subject, **settings: Any) -> wh.TracIn:
+    return wh.TracIn(checkpoints=subject.run, **settings)
+
+
+EKFAC = wh.EKFAC(damping="auto")
+METHODS: dict[str, Callable[[Subject], np.ndarray]] = {
+    "random": lambda s: s.suspicion(wh.RandomBaseline(seed=s.seed)),
+    "loss": lambda s: s.suspicion(wh.LossBaseline()),
+    "margin": lambda s: s.suspicion(wh.MarginBaseline()),
+    "feature similarity": lambda s: s.suspicion(wh.Similarity()),
+    "kNN": lambda s: s.suspicion(wh.Neighbours()),
+    "kNN-Shapley": lambda s: s.suspicion(wh.NeighbourShapley()),
+    "GEX": lambda s: np.asarray(s.fitted_gex.self_scores().values),
+    "TracIn-RP": lambda s: s.own(_tracin(s, projection=RP)),
+    "TracIn, last layer": lambda s: s.own(_tracin(s, layers="last")),
+    "Arnoldi": lambda s: s.own(wh.Influence(
+        curvature=wh.Lanczos(rank=10, max_steps=40, require_convergence=False), layers=s.arnoldi, seed=s.seed)),
+    "EK-FAC": lambda s: s.own(wh.Influence(curvature=EKFAC, seed=s.seed)),
+    "K-FAC": lambda s: s.own(wh.Influence(curvature=wh.KFAC(damping="auto"), seed=s.seed)),
+    "EK-FAC, last layer": lambda s: s.own(wh.Influence(curvature=EKFAC, layers="last", seed=s.seed)),
+    "gradient dot": lambda s: s.own(wh.GradientDot()),
+    "TRAK": lambda s: s.own(wh.TRAK(dimension=512)),
+    "representer": lambda s: s.own(wh.Representer()),
+    "find_label_errors": _audit,
+    "gradient dot, class-based*": lambda s: s.by_class(wh.GradientDot(layers="last")),
+    "EK-FAC, class-based*": lambda s: s.by_class(wh.Influence(curvature=EKFAC, layers="last", seed=s.seed)),
+    "TracIn, class-based*": lambda s: s.by_class(_tracin(s, layers="last")),
+    "EL2N": lambda s: np.asarray(wh.el2n(s.early_recipe(), s.rows.train, seeds=(s.seed, s.seed + 1)).values),
+    "forgetting": lambda s: np.asarray(wh.forgetting(s.recipe, s.rows.train, seed=s.seed).values),
+    "out-of-fold loss": lambda s: np.asarray(s.held.loss.values),
+    "confident learning": lambda s: s.quality("normalized_margin"),
+}  # fmt: skip
+
+
+def measured(subject: Subject, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Return values, seconds and added memory by method; what the folder holds is not computed again."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        path = subject.folder / f"{name.replace(' ', '_').replace('*', '')}.npz"
+        if not path.is_file():
+            _ = subject.task
+            before = memory(fresh=True)
+            wall, cpu = time.perf_counter(), time.process_time()
+            values = METHODS[name](subject)
+            cost = [time.perf_counter() - wall, time.process_time() - cpu, max(0.0, memory() - before)]
+            np.savez(path, values=values, cost=cost)
+            print(f"  {name}: {cost[0]:.1f} s, {cost[1]:.1f} s of processor", flush=True)
+        with np.load(path) as kept:
+            seconds, cpu_seconds, added = (float(v) for v in kept["cost"])
+            found[name] = {
+                "values": kept["values"], "seconds": seconds, "cpu_seconds": cpu_seconds, "memory_mb": added,
+            }  # fmt: skip
+    return found
