@@ -104,7 +104,7 @@ def _replaced(model: nn.Module, p: float, seed: int) -> nn.Module:
     if model in made:
         return made[model]
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children skips the second place of a module
             if child in made:
                 setattr(parent, name, made[child])
     return model

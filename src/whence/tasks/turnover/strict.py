@@ -163,8 +163,9 @@ def _units(given: Any, module: nn.Module) -> int:
 def _fix_statistics(model: nn.Module) -> nn.Module:
     """Put batch normalisations with fixed statistics in the place of those that follow the batch."""
     kinds = nn.modules.batchnorm._NormBase
+    fixed: dict[nn.Module, FixedStatistics] = {}
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             if isinstance(child, kinds) and child.track_running_stats:
-                setattr(parent, name, FixedStatistics(child))
+                setattr(parent, name, fixed.setdefault(child, FixedStatistics(child)))
     return model
