@@ -29,8 +29,8 @@ class Kernel:
         ConfigError: The name is unknown.
 
     Example:
-        >>> float(Kernel(name="rbf", gamma=0.5)(np.zeros((1, 2)), np.ones((1, 2)))[0, 0])  # exp(-0.5 · 2)
-        0.3678794411714422
+        >>> float(Kernel(name="rbf", gamma=0.5)(np.zeros((1, 2)), np.ones((1, 2)))[0, 0].round(4))  # exp(-0.5 · 2)
+        0.3679
     """
 
     name: str
