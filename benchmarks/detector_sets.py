@@ -133,15 +133,14 @@ def _texts(name: str, rows: int, tiny: bool, seed: int) -> Rows:
     return Rows(inputs=inputs.float(), labels=data.labels, given=None, held=held, classes=len(data.classes))
 
 
-def vgg(shape: tuple[int, int, int], classes: int, width: int = 8) -> nn.Module:
+def vgg(shape: tuple[int, int, int], classes: int, width: int = 16) -> nn.Module:
     """A VGG-like network: two blocks of two 3×3 convolutions, then two linear layers."""
     channels, side, _ = shape
-    final = 2 * width * (side // 4) ** 2
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.ReLU(),
-        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(final, 256), nn.ReLU(), nn.Linear(256, classes),
+        nn.Flatten(), nn.Linear(2 * width * (side // 4) ** 2, 256), nn.ReLU(), nn.Linear(256, classes),
     )  # fmt: skip
 
 

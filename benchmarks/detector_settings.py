@@ -45,7 +45,7 @@ def subject_of(setting: Setting, cache: Path, tiny: bool) -> Subject:
     rows = load(setting.data, setting.rows, tiny)
     epochs, steps = (2, 4) if tiny else (setting.epochs, setting.steps)
     gex = wh.GEX(members=2 if tiny else 8, steps=steps, learning_rate=0.2 if tiny else setting.rate)
-    linear = ["11", "13"] if setting.kind == "vgg" else None
+    linear = ["10", "12"] if setting.kind == "vgg" else None
     return Subject(
         rows=rows.noisy(NOISE, seed=0), recipe=recipe(rows, epochs, setting.kind), gex=gex,
         arnoldi=linear, folds=2 if tiny else setting.folds, early=1 if tiny else 3, seed=0, folder=cache,
