@@ -21,7 +21,7 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int = 8, words: int = WORDS) -> None:
         super().__init__()
-        self.words = nn.Embedding(words, width)
+        self.words, self.places = nn.Embedding(words, width), nn.Embedding(LENGTH, width)
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.norm, self.last_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
@@ -29,7 +29,7 @@ class Encoder(nn.Module):
         self.head = nn.Linear(width, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.words(tokens)
+        x = self.words(tokens) + self.places(torch.arange(tokens.shape[1]))
         weights = (self.query(x) @ self.key(x).mT / x.shape[-1] ** 0.5).softmax(-1)
         x = self.norm(x + self.drop(weights @ self.value(x)))
         x = self.last_norm(x + self.drop(self.down(torch.relu(self.up(x)))))

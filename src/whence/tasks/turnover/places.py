@@ -31,10 +31,13 @@ def mask_input(module: nn.Module, layer: TurnOverDropout) -> None:
     module.register_forward_pre_hook(_before)
 
 
-def mask_output(module: nn.Module, layer: TurnOverDropout) -> None:
-    """Mask what comes out of a module; of a tuple the first."""
+def mask_output(module: nn.Module, layer: TurnOverDropout, *, batched: bool = True) -> None:
+    """Mask what comes out of a module; of a tuple the first.
+
+    Without a dimension of examples, as in embeddings of positions [T, d], the result gets one.
+    """
     _place(module, _OUTPUT, layer)
-    module.register_forward_hook(_behind)
+    module.register_forward_hook(_behind if batched else _behind_alone)
 
 
 def _place(module: nn.Module, name: str, layer: TurnOverDropout) -> None:
@@ -52,6 +55,10 @@ def _before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 def _behind(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     layer = getattr(module, _OUTPUT)
     return (layer(output[0]), *output[1:]) if isinstance(output, tuple) else layer(output)
+
+
+def _behind_alone(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+    return getattr(module, _OUTPUT)(output[None])
 
 
 class FixedStatistics(nn.Module):

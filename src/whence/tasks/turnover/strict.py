@@ -124,7 +124,8 @@ def _owners(trace: _Trace, leaking: list[str], kind: Callable[[nn.Module], bool]
 def _mask_embeddings(task: Task, trace: _Trace, leaking: list[str], make: Maker) -> None:
     """Mask what embeddings return: a row's columns then belong to some examples alone."""
     for name, module in _owners(trace, leaking, lambda m: isinstance(m, nn.Embedding)).items():
-        mask_output(module, make(f"{name}.output"))
+        batched = len(trace.results[module]) in (1, len(trace.final[0]))
+        mask_output(module, make(f"{name}.output"), batched=batched)
 
 
 def _mask_matrices(task: Task, trace: _Trace, leaking: list[str], make: Maker) -> None:
