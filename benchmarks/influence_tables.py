@@ -132,10 +132,10 @@ def _linear(result: dict[str, Any]) -> Iterable[str]:
         f"direct inverse's. {machine(result)}\n"
     )
     rows = [
-        [name, f"{one['r_least']:.6f}", f"{one['relative_error']:.2g}", f"{one['seconds']:.0f}"]
+        [name, f"{one['r_least']:.6f}", f"{one['relative_error']:.2g}"]
         for name, one in result["figures"].items() if isinstance(one, dict)
     ]  # fmt: skip
-    yield table(["", "least r", "relative error", "seconds"], rows) + "\n"
+    yield table(["", "least r", "relative error"], rows) + "\n"
 
 
 def _understanding(result: dict[str, Any]) -> Iterable[str]:
