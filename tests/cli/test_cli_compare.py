@@ -79,6 +79,8 @@ def test_the_same_seed_gives_the_same_table(compare: Callable[..., Outcome], tmp
     assert lasting(one) == lasting(two) and one["truth"] == two["truth"]
     names = [entry["name"] for entry in one["entries"]]
     assert {"EK-FAC", "K-FAC", "exact", "gradient dot product", "EK-FAC, 5 models", "kNN", "random"} <= set(names)
+    scored = {entry["name"] for entry in one["entries"] if entry["accuracy"]}
+    assert {"TRAK", "representer", "TracIn, 5 checkpoints", "gradient cosine", "kNN-Shapley"} <= scored
     assert "BM25" not in names and "audit's suspicion" not in names
     assert one["truth"]["rows"] == 110 and one["truth"]["queries"] == 10 and one["truth"]["seeds"] == 2
     assert any("10 of 120 rows" in sentence for sentence in one["said"])
@@ -118,6 +120,7 @@ def test_known_errors_and_noise(compare: Callable[..., Outcome]) -> None:
     assert shown.code == 0, shown.err
     found = json.loads(shown.out)
     by_name = {entry["name"]: entry for entry in found["entries"]}
+    assert all(by_name[name]["accuracy"] for name in ("GEX", "TRAK", "representer"))
     assert found["truth"]["count"] == 10 and found["truth"]["rows"] == 120 and found["truth"]["queries"] == 0
     assert by_name["loss"]["accuracy"][0] > 0.8 > by_name["random"]["accuracy"][0]
     assert "audit's suspicion" in by_name and "auc" in by_name["loss"]["details"]
