@@ -16,6 +16,7 @@ NAMES = ("mnist", "fashion", "sms", "ag_news", "trec", "cifar10", "imdb")
 RATE, SHARE, PER_CLASS, SEEDS = 0.2, 0.2, 50, (0, 1, 2)
 ROWS = {"cifar10": 5_000, "imdb": 4_000, "sms": 4_000, "trec": 4_000}
 METHODS = ("GD", "IF", "TracIn", "GC")
+_CURVATURE = wh.EKFAC(damping=wh.Relative(0.1))
 LEAST = {"GD": 10.0, "TracIn": 10.0, "IF": 0.0}  # points
 
 
@@ -52,6 +53,29 @@ def mean(report: support.Report, folder: Path | None) -> None:
             report.gate(what, gain if results else None, low=least)
 
 
+def stable(report: support.Report, tiny: bool) -> None:
+    """Agreement of scores over three trainings on the same noisy rows: same-class against different-class pairs."""
+    names = ("sms",) if tiny else ("sms", "ag_news", "mnist")
+    for name in names:
+        rows = detector_sets.load(name, 2_000, tiny)
+        noisy = rows.noisy(RATE, 0)
+        references = noisy.references(10, 0)
+        assert references.targets is not None
+        recipe = detector_sets.recipe(rows, 2 if tiny else 10, "perceptron")
+        tasks = [wh.Task(recipe.train(noisy.train, seed=seed)) for seed in SEEDS]
+        for method, config in {
+            "GD": wh.GradientDot(layers="last"), "IF": wh.Influence(curvature=_CURVATURE, layers="last"),
+        }.items():  # fmt: skip
+            scores = [config.fit(task, noisy.train).scores(references) for task in tasks]
+            found = wh.stability(scores, noisy.labels, references.targets, resamples=200)
+            pairs = {"same class": found.same, "different class": found.different}
+            report.figures[f"{name}/{method}"] = {
+                kind: [pair.spearman.value, pair.spearman.low, pair.spearman.high] for kind, pair in pairs.items()
+            }  # fmt: skip
+            gain = found.same.spearman.value - found.different.spearman.value
+            report.gate(f"{name}, {method}: rank correlation over seeds, same class over different", gain, low=0)
+
+
 def _run(rows: detector_sets.Rows, seed: int, tiny: bool) -> dict[str, float]:
     """Return detection accuracy at the top 20 % of every method and reduction, for one seed."""
     noisy = rows.noisy(RATE, seed)
@@ -80,10 +104,9 @@ def _run(rows: detector_sets.Rows, seed: int, tiny: bool) -> dict[str, float]:
 
 def _methods(run: wh.Checkpoints, layers: str | None, seed: int) -> dict[str, Any]:
     """Return the methods of the paper, influence with a true inverse."""
-    curvature: Any = wh.EKFAC(damping=wh.Relative(0.1))
     return {
         "GD": wh.GradientDot(layers=layers),
-        "IF": wh.Influence(curvature=curvature, layers=layers, seed=seed),
+        "IF": wh.Influence(curvature=_CURVATURE, layers=layers, seed=seed),
         "TracIn": wh.TracIn(checkpoints=run, layers=layers),
         "GC": wh.GradientCosine(layers=layers),
     }

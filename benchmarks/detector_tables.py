@@ -21,6 +21,14 @@ def detectors(results: dict[str, Any]) -> Iterable[str]:
     classes = {name: results[f"detectors_class_{name}"] for name in NAMES if f"detectors_class_{name}" in results}
     if classes:
         yield from _classes(classes, results)
+    if stability := results.get("detectors_class_stability"):
+        yield "Rank correlation of scores over three trainings on the same rows, mean over queries [95 %]:\n"
+        kinds = ("same class", "different class")
+        yield table(["", *kinds], [
+            [name, *(f"{found[kind][0]:.3f} [{found[kind][1]:.3f}, {found[kind][2]:.3f}]" for kind in kinds)]
+            for name, found in stability["figures"].items()
+        ])  # fmt: skip
+        yield ""
     yield from _uses(results)
 
 

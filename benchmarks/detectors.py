@@ -2,7 +2,7 @@
 
     python benchmarks/detectors.py [--parts mnist_memorised mnist_early cifar10n sms ag_news
         class_mnist class_fashion class_sms class_ag_news class_trec class_cifar10 class_imdb class_mean
-        relabel prune sources]
+        class_stability relabel prune sources]
         [--cache runs/detectors] [--threads 2] [--tiny]
 
 One result file a part; values of methods and weights are kept in the cache, so that an interrupted part resumes.
@@ -30,8 +30,8 @@ LEAST = {"auc": 0.99, "average_precision": 0.9}
 
 CLASSES = tuple(f"class_{name}" for name in detector_classes.NAMES)
 USES = {"relabel": detector_uses.relabelled, "prune": detector_uses.pruned, "sources": detector_uses.separated}
-MEAN = "class_mean"
-PARTS = (*SETTINGS, *CLASSES, MEAN, *USES)
+MEAN, STABLE = "class_mean", "class_stability"
+PARTS = (*SETTINGS, *CLASSES, MEAN, STABLE, *USES)
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     arguments = made.parse_args()
     support.limit_threads(arguments.threads)
     folder, failed = support.results_folder(arguments), 0
-    tiny_parts = ("mnist_memorised", "class_sms", MEAN, *USES)
+    tiny_parts = ("mnist_memorised", "class_sms", MEAN, STABLE, *USES)
     parts = arguments.parts or (tiny_parts if arguments.tiny else PARTS)
     with tempfile.TemporaryDirectory() as temporary:
         cache = arguments.cache or Path(temporary)
@@ -63,6 +63,8 @@ def make(part: str) -> Callable[[support.Report, Path, argparse.Namespace], None
         return lambda report, cache, arguments: regime(SETTINGS[part], report, cache, arguments)
     if part == MEAN:
         return lambda report, cache, arguments: detector_classes.mean(report, support.results_folder(arguments))
+    if part == STABLE:
+        return lambda report, cache, arguments: detector_classes.stable(report, arguments.tiny)
     if part in CLASSES:
         name = part.removeprefix("class_")
         return lambda report, cache, arguments: detector_classes.measure(name, report, arguments.tiny)
