@@ -55,5 +55,9 @@ reproduce: reproduce-detectors
 reproduce-detectors: $(VENV)/.ready
 	$(BIN)/python benchmarks/detectors.py --cache runs/detectors --threads $(THREADS) $(if $(TINY),--tiny)
 
+reproduce: reproduce-turnover
+reproduce-turnover: $(VENV)/.ready
+	$(BIN)/python benchmarks/turnover.py --threads $(THREADS) $(if $(TINY),--tiny)
+
 clean:
 	rm -rf $(VENV) runs build dist

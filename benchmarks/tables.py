@@ -19,6 +19,7 @@ from matrix_tables import brittleness, matrix
 from pieces import machine, table
 from speed_tables import speed
 from truth_tables import truth
+from turnover_tables import turnover
 
 _HEAD = """\
 <!-- Written by benchmarks/tables.py from benchmarks/results/*.json. Do not edit. -->
@@ -48,6 +49,7 @@ def renew(folder: Path | None) -> None:
     results = {path.stem: support.read_json(path) for path in sorted(folder.glob("*.json"))}
     truths = [*_oracles(results), *truth(results), *matrix(results, folder), *brittleness(results)]
     truths += [*influences(results), *attacks(results), *detectors(results)]
+    truths += turnover(results)
     parts = [_HEAD, *speed(results, folder), *truths, *_label_errors(results), *_gates(results)]
     (folder.parent / "README.md").write_text("\n".join(parts).rstrip() + "\n", "utf-8")
 

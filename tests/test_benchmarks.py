@@ -28,6 +28,7 @@ COMMANDS = [
     ["influence_linear.py"],
     ["influence_understanding.py"],
     ["detectors.py"],
+    ["turnover.py"],
 ]
 
 
