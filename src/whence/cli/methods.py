@@ -137,6 +137,14 @@ METHODS = (
         "wh.GEX(members=8, steps=160, learning_rate=\"auto\")",
     ),
     _Method(
+        "turn-over",
+        "1/M Σ m_q(f under 1 − m(i)) − m_q(f under m(i)): dropout masks that belong to examples",
+        "M trainings with its dropout; 2·M·N forward rows a query after the first masked layer",
+        "models that are trained with dropout anyway; unseen losses without a validation set",
+        "one mask seed is noise: average several; output biases, norms and unmasked layers leak (wh.leakage)",
+        "wh.TurnOver(seeds=range(8)).fit(recipe, train)",
+    ),
+    _Method(
         "gradient-cosine",
         "∇mᵀ∇ℓ / (‖∇m‖ ‖∇ℓ‖)",
         "nothing to fit",

@@ -66,7 +66,7 @@ def leakage(task: Task, examples: Any, *, probes: Any = None) -> Leakage:
 
     Args:
         task: A model with masked layers and its loss.
-        examples: Training examples, a few, with targets; the first counts as well as the mean over many.
+        examples: Some training examples with targets, each measured by itself.
         probes: What the flipped sub-network is asked about, to see which entries it uses: by default the examples. More
             of them find entries whose unit is not active for the example itself.
 
