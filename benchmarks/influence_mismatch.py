@@ -69,6 +69,7 @@ def gates(report: support.Report, found: dict[str, list[dict[str, Any]]]) -> Non
     least = [one["least_ratio"] for one in own]
     report.gate("the four children head the list, share of draws", share(own, "children_lead"), low=1)
     report.gate("least child over the next row, median draw (published 27-41)", float(np.median(least)), low=10)
+    report.gate("the same, least of the draws", min(least), low=10)
     single = min(one["median_query_ratio"] for one in own)
     report.gate("one wrong prediction: least child over the next row, median child, least of the draws", single, low=10)
     report.gate("age first among the features of all four, share of draws", share(own, "age_first"), low=1)

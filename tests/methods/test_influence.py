@@ -330,3 +330,21 @@ def test_models_in_half_precision_keep_gradients_in_single(
     single = wh.Task(copy.deepcopy(half).float(), weight_decay=DECAY)
     expected = strong.fit(single, case.train).scores(case.train).values
     assert float((found - expected).norm() / expected.norm()) <= tolerance
+
+
+def test_the_curvature_of_a_model_serves_another_nearby() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(30, 4, dtype=torch.float64), torch.arange(30) % 3
+    first, second = torch.nn.Linear(4, 3).double(), torch.nn.Linear(4, 3).double()
+    fitted = wh.Influence(curvature=wh.Exact()).fit(wh.Task(first, weight_decay=0.1), (x, y))
+    moved = fitted.at(second, (x + 0.1, y))
+    own = wh.Influence(curvature=wh.Exact()).fit(wh.Task(second, weight_decay=0.1), (x + 0.1, y))
+    gradients = [torch.cat([part.dense() for _, part in one.training_gradients()]) for one in (moved, own)]
+    torch.testing.assert_close(*gradients)
+    decayed = own.decayed_weights
+    assert decayed is not None
+    truth = gradients[1] @ fitted.preconditioner.inverse @ (gradients[1] + decayed.dense()).T / 30  # type: ignore[attr-defined]
+    torch.testing.assert_close(moved.scores((x + 0.1, y)).values, truth)
+    torch.testing.assert_close(fitted.at(first, (x, y)).scores((x, y)).values, fitted.scores((x, y)).values)
+    with pytest.raises(wh.ConfigError, match="must have the layers that were fitted"):
+        fitted.at(torch.nn.Linear(4, 2).double(), (x, y % 2))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import whence as wh
-from whence.uses.attack_victim import Victim, altered, margins
+from whence.uses.attack_victim import Held, Victim, altered, margins
 
 EXACT = wh.Influence(curvature=wh.Exact())
 
@@ -195,7 +195,7 @@ def test_maps_through_frozen_features_are_those_of_the_whole_model() -> None:
     victim = Victim(recipe=recipe, examples=examples, targets=targets, frozen=frozen)
     head = victim.train(victim.seen)
     rows = np.array([7, 2])
-    found = victim.maps(EXACT, head, victim.seen, rows, victim.inputs(rows))
+    found = victim.maps(Held(EXACT), head, victim.seen, rows, victim.inputs(rows))
     whole = wh.Task(nn.Sequential(frozen, head), weight_decay=0.01)
     attribution = wh.Influence(curvature=wh.Exact(), layers="last").fit(whole, examples)
     expected = attribution.perturbation(rows, targets, reduce="mean").values[0]

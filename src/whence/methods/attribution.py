@@ -26,7 +26,7 @@ from whence.gradients import (
     dense_query_gradients,
 )
 from whence.index import QueryFeatures
-from whence.methods import groups, parts
+from whence.methods import groups, nearby, parts
 from whence.methods import perturbation as perturbations
 from whence.methods.corrected import Correction, LeaveOneOut, correct
 from whence.methods.packed import query_parts
@@ -217,6 +217,7 @@ class InfluenceAttribution:
         )
 
     # functions of an attribution, told in their own files
+    at = nearby.at
     group_scores = groups.group_scores
     parameter_change = groups.parameter_change
     phantom_scores = groups.phantom_scores

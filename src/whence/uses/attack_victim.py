@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -14,16 +14,38 @@ from whence.data import Examples, as_examples
 from whence.errors import ConfigError
 from whence.tasks import Recipe, Task
 
-__all__ = ["Method", "Victim", "altered", "margins"]
+__all__ = ["Held", "Method", "Victim", "altered", "margins"]
 
 _CHUNK = 256
+_NEAR = 0.05  # relative change of the weights up to which a curvature is used again
 
 
 class Method(Protocol):
     """What is needed of a method: `whence.Influence` offers it."""
 
     def fit(self, task: Task, train: Any) -> Any:
-        """Return an attribution with ``perturbation(ids, queries, reduce=)``."""
+        """Return an attribution with ``perturbation(ids, queries, reduce=)`` and ``at(model, train)``."""
+
+
+@dataclass
+class Held:
+    """The attribution of the latest fit, whose curvature serves all weights nearby.
+
+    Args:
+        method: What is fitted.
+    """
+
+    method: Method
+    attribution: Any = None
+    weights: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def of(self, task: Task, train: Examples) -> Any:
+        """Return an attribution of these weights: fitted anew where they are 5 % away from the latest fit's."""
+        weights = nn.utils.parameters_to_vector(task.model.parameters()).detach().double()
+        if self.attribution is not None and (weights - self.weights).norm() <= _NEAR * self.weights.norm():
+            return self.attribution.at(task.model, train)
+        self.attribution, self.weights = self.method.fit(task, train), weights
+        return self.attribution
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,9 +96,9 @@ class Victim:
         exact = self.recipe.optimizer == "lbfgs" and self.recipe.loop is None
         return self.recipe.train(examples, seed=self.seed, start=warm if exact else None)
 
-    def maps(self, method: Method, model: nn.Module, examples: Examples, rows: np.ndarray, values: Tensor) -> Tensor:
+    def maps(self, held: Held, model: nn.Module, examples: Examples, rows: np.ndarray, values: Tensor) -> Tensor:
         """Return ∂(predicted rise of the targets' mean measurement)/∂x of some rows with inputs ``values`` [K, ...]."""
-        attribution = method.fit(self.recipe.task(model), examples)
+        attribution = held.of(self.recipe.task(model), examples)
         found: Tensor = attribution.perturbation(examples.ids[rows], self.asked, reduce="mean").values[0]
         parts = [
             _pulled_back(self.frozen, part, maps)
