@@ -26,15 +26,18 @@ def turnover(results: dict[str, Any]) -> Iterable[str]:
 def _leaks(settings: dict[str, Any], figures: dict[str, Any]) -> Iterable[str]:
     yield (
         "What leaks into the sub-network that must not have seen an example, by autograd, mean over "
-        f"{settings['rows']} examples: share of the entries it uses that the example's training moves. In the last "
-        "column, how much flipped outputs change when the model is trained on the example alone.\n"
+        f"{settings['rows']} examples: share of the entries it uses that the example's training moves; how much "
+        "flipped outputs change when the model is trained on the example alone; and test accuracy of the average "
+        f"network after training on {settings['trained']:,} rows (with the model's ordinary dropout).\n"
     )
     rows = [
         [name, f"{one['parameters']:,}", str(one["leaking"]), f"{one['share']:.2%}", str(one["statistics"]),
-         f"{one['frozen']} ({one['frozen_share']:.2%})", "" if one["changed"] is None else f"{one['changed']:.2g}"]
+         f"{one['frozen']} ({one['frozen_share']:.2%})", "" if one["changed"] is None else f"{one['changed']:.2g}",
+         f"{one['accuracy']:.3f} ({one['ordinary']:.3f})"]
         for name, one in figures["models"].items()
     ]  # fmt: skip
-    yield table(["", "parameters", "leak", "share of entries", "running statistics", "frozen", "change"], rows) + "\n"
+    header = ["", "parameters", "leak", "share of entries", "running statistics", "frozen", "change", "test accuracy"]
+    yield table(header, rows) + "\n"
 
 
 def _cost(settings: dict[str, Any], figures: dict[str, Any]) -> Iterable[str]:
@@ -70,15 +73,16 @@ def _noise(settings: dict[str, Any], figures: dict[str, Any]) -> Iterable[str]:
 def _curves(settings: dict[str, Any], figures: dict[str, Any]) -> Iterable[str]:
     yield (
         f"Learning curves, {settings['rows']:,} MNIST rows, {settings['epochs']} epochs: correlation over epochs of "
-        "the mean loss of unseen sub-networks, on training rows, with the test loss; after the first quarter also that "
-        "of seen ones; the epoch at which each is least.\n"
+        "the training rows' mean loss in unseen (and seen) sub-networks with the test loss of sub-networks, and of the "
+        "average network; the unseen loss over that of the test set after the last epoch; the epoch of the least "
+        "unseen loss, test loss of sub-networks, and of the average network.\n"
     )
     rows = [
-        [str(seed), f"{one['r']:.4f}", f"{one['r_late']:.4f}", f"{one['r_seen_late']:.4f}",
-         str(one["best_epoch_unseen"]), str(one["best_epoch_test"])]
+        [str(seed), f"{one['r']:.4f}", f"{one['r_seen']:.3f}", f"{one['r_average']:.3f}", f"{one['ratio']:.3f}",
+         " / ".join(str(one["best_epochs"][name]) for name in ("unseen", "test_parts", "test"))]
         for seed, one in enumerate(figures["runs"])
     ]  # fmt: skip
-    header = ["seed", "r, unseen", "later, unseen", "later, seen", "best epoch, unseen", "best epoch, test"]
+    header = ["seed", "r, unseen", "r, seen", "r, unseen with average network", "unseen / test", "best epochs"]
     yield table(header, rows) + "\n"
 
 

@@ -64,7 +64,9 @@ def test_the_unseen_curve_stands_for_test_data() -> None:
     frame = curves.to_frame()
     assert frame.index.tolist() == list(range(2, 41, 2))
     assert frame["unseen"].iloc[-1] > frame["seen"].iloc[-1]
-    assert curves.correlation() == pytest.approx(np.corrcoef(frame["unseen"], frame["test"])[0, 1])
+    assert curves.correlation("test") == pytest.approx(np.corrcoef(frame["unseen"], frame["test"])[0, 1])
+    assert curves.correlation() == pytest.approx(np.corrcoef(frame["unseen"], frame["test_parts"])[0, 1])
+    assert curves.correlation() > 0.8
     plain = recipe.train(wh.as_examples(noisy))
     assert all(torch.equal(v, plain.state_dict()[n]) for n, v in model.state_dict().items()), "measuring changed it"
     last = nn.functional.cross_entropy(model(test[0]), test[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,18 +22,20 @@ class SeenUnseen:
     r"""Records, epoch by epoch, the mean training loss of the sub-networks that have and have not seen an example.
 
     The gap between the two is what has been memorised, measured without a validation set: the loss under the flipped
-    masks stands for that on unseen data.
+    masks stands for that of such sub-networks on unseen data. The average network does better than its parts and
+    overfits later.
 
     Args:
         recipe: The recipe that trains; its model has masked layers and its outputs are `turn_over_outputs`.
         train: Training examples (or some of them, under their ids) to measure.
-        test: Held-out examples, measured with the plain average network; None for none.
+        test: Held-out examples, measured in the plain average network and in sub-networks (those of examples with
+            their ids); None for none.
         every: Measure after every so many epochs.
 
     Raises:
         ConfigError: ``every`` is below 1.
 
-    Cost: two forward passes over ``train`` and one over ``test`` an epoch.
+    Cost: two forward passes over ``train`` and two over ``test`` an epoch.
 
     Reference: Kobayashi et al. (2020), learning curves of the two sub-networks.
 
@@ -45,7 +47,7 @@ class SeenUnseen:
         >>> curves = SeenUnseen(recipe, train, test=train)
         >>> model = recipe.train(train, on_epoch=curves)
         >>> curves.to_frame().columns.tolist()
-        ['seen', 'unseen', 'test']
+        ['seen', 'unseen', 'test', 'test_parts']
     """
 
     def __init__(self, recipe: Recipe, train: Any, test: Any = None, *, every: int = 1) -> None:
@@ -67,15 +69,22 @@ class SeenUnseen:
             row[name] = float(branch_losses(task, self.train, flipped=flipped).mean())
         if self.test is not None:
             row["test"] = _mean_loss(task, self.test)
+            row["test_parts"] = float(branch_losses(task, self.test, flipped=True).mean())
         self.rows.append(row)
 
     def to_frame(self) -> pd.DataFrame:
-        """Return mean losses by epoch, in the loss's unit: ``seen``, ``unseen`` and, where there is one, ``test``."""
+        """Return mean losses by epoch, in the loss's unit: ``seen``, ``unseen``, and with a test set ``test``.
+
+        ``test`` is that of the average network, ``test_parts`` that of sub-networks.
+        """
         frame = pd.DataFrame(self.rows)
         return frame.astype({"epoch": int}).set_index("epoch") if self.rows else frame
 
-    def correlation(self) -> float:
+    def correlation(self, of: Literal["test", "test_parts"] = "test_parts") -> float:
         """Return Pearson's r of unseen loss and test loss over the epochs.
+
+        Args:
+            of: Test loss of sub-networks, which the unseen loss is an estimate of, or of the average network.
 
         Raises:
             ConfigError: There are no test examples, or fewer than three epochs.
@@ -85,7 +94,7 @@ class SeenUnseen:
                 f"r must be asked of at least 3 epochs with test examples, got {len(self.rows)}. Pass test=."
             )
         frame = self.to_frame()
-        return float(np.corrcoef(frame["unseen"], frame["test"])[0, 1])
+        return float(np.corrcoef(frame["unseen"], frame[of])[0, 1])
 
 
 def _mean_loss(task: Task, examples: Examples) -> float:

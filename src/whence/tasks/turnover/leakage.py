@@ -64,6 +64,10 @@ def leakage(task: Task, examples: Any, *, probes: Any = None) -> Leakage:
     Turn-over dropout's premise is that a flipped sub-network has never seen its example. That holds for a weight matrix
     that touches a masked layer, on either side; output biases, norms, embeddings and layers without a mask do not.
 
+    This is the direct gradient, step by step. Over a training an example also acts through others: it moves its own
+    units, and examples that share some of those and some of the flipped ones carry that on; clipping by the norm of
+    the whole gradient does so at once. No mask can exclude that.
+
     Args:
         task: A model with masked layers and its loss.
         examples: Some training examples with targets, each measured by itself.

@@ -104,7 +104,7 @@ class _Active:
             branches = [own.to(like.dtype) * (width / kept), (~own).to(like.dtype) * (width / (width - kept))]
             chosen = torch.cat(branches) if self.flipped == "both" else branches[bool(self.flipped)]
             self.factors[at] = chosen
-        return self.factors[at].to(like.dtype)
+        return self.factors[at].to(like)
 
 
 class TurnOverDropout(nn.Module):
