@@ -94,10 +94,11 @@ def _cleansing(settings: dict[str, Any], figures: dict[str, Any]) -> Iterable[st
         f"{figures['before']:.4f}.\n"
     )
     rows = [
-        [f"{float(share):.0%}", f"{one['accuracy']:.4f}", _interval(one["gain"]), _interval(one["random_gain"])]
+        [f"{float(share):.0%}", f"{one['turn-over']['accuracy']:.4f}",
+         *(_interval(one[name]) for name in ("turn-over", "EK-FAC influence", "random"))]
         for share, one in figures["shares"].items()
-    ]
-    yield table(["left out", "accuracy", "gain [95 %]", "random rows"], rows) + "\n"
+    ]  # fmt: skip
+    yield table(["left out", "accuracy", "gain [95 %]", "by EK-FAC influence", "at random"], rows) + "\n"
 
 
 def _loo(settings: dict[str, Any], figures: dict[str, Any]) -> Iterable[str]:
