@@ -113,7 +113,7 @@ def separated(report: support.Report, cache: Path, arguments: argparse.Namespace
     recipe = detector_sets.recipe(first, 2 if tiny else 15, "vgg")
     task = recipe.task(recipe.train(train, seed=0))
     references = wh.as_examples((first.inputs[: first.held][:500], torch.from_numpy(first.labels[: first.held][:500])))
-    gex = wh.GEX(members=2 if tiny else 8, steps=4 if tiny else 160, learning_rate=0.2).fit(task, train)
+    gex = wh.GEX(members=2 if tiny else 8, steps=4 if tiny else 160, learning_rate=0.4, clip=1.0).fit(task, train)
     methods = {
         "GEX": gex, "gradient dot": wh.GradientDot(layers="last").fit(task, train),
         "gradient cosine": wh.GradientCosine(layers="last").fit(task, train),

@@ -96,7 +96,7 @@ def regime(setting: Setting, report: support.Report, cache: Path, arguments: arg
     report.settings |= {
         "regime": setting.name, "rows": len(train), "wrong": int(wrong.sum()), "network": setting.kind,
         "epochs": setting.epochs, "members": subject.gex.members, "steps": subject.gex.steps,
-        "learning_rate": subject.gex.learning_rate, "folds": subject.folds,
+        "learning_rate": subject.gex.learning_rate, "clip": subject.gex.clip, "folds": subject.folds,
     }  # fmt: skip
     report.figures |= {
         "methods": figures, "training_accuracy": accuracy,

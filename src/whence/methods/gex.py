@@ -18,7 +18,7 @@ from torch import Tensor
 
 from whence.curvature import Curvature
 from whence.data import Examples
-from whence.errors import ConfigError
+from whence.errors import ConfigError, NumericalError
 from whence.gradients import Coverage, Gradients, GradientStream, Matrix, chunk_size, find_layers
 from whence.index import Index, IndexWriter, QueryFeatures
 from whence.methods.gex_diagnosis import Diagnosis, diagnose
@@ -56,7 +56,8 @@ class GEX:
     (1/N) ∇ℓ_qᵀ H⁻¹ ∇ℓ_i, as M grows; without either, its self-influence is not confined to one mode.
 
     Members must leave the basin of θ̂ or their deviations are noise: `GEXAttribution.diagnosis` says whether they
-    did, and ``learning_rate="auto"`` chooses the smallest of .05, .1, .2, .4 at which a trial member does.
+    did, and ``learning_rate="auto"`` tries a member at .05, .1, .2 and .4 and takes the rate at which the losses of the
+    5 % of the rows that rise most rise farthest above the usual row's. With ``clip=1.0`` large rates stay finite.
 
     Args:
         members: M; 8 serve, 32 is the paper's.
@@ -183,15 +184,20 @@ class GEX:
         return rate
 
     def _rate(self, task: Task, examples: Examples) -> float:
-        """Return the step size: the one given, or the smallest at which a trial member leaves the basin."""
+        """Return the step size: the one given, or the one that parts odd rows' losses farthest from the usual."""
         if self.learning_rate != "auto":
             return float(self.learning_rate)
         base = _losses(task, examples)
+        best, gap = _RATES[0], -float("inf")
         for rate in _RATES:
-            trial = self._recipe(task, rate).train(examples, seed=self.seed, start=task.model)
-            if diagnose(task, examples, base, _losses(task.with_model(trial), examples)[:, None]).left_basin:
-                break
-        return rate
+            try:
+                trial = self._recipe(task, rate).train(examples, seed=self.seed, start=task.model)
+            except NumericalError:
+                break  # larger ones diverge too
+            found = diagnose(task, examples, base, _losses(task.with_model(trial), examples)[:, None])
+            if found.rise - found.usual_rise > gap:
+                best, gap = rate, found.rise - found.usual_rise
+        return best
 
     def _recipe(self, task: Task, rate: float) -> Recipe:
         """Return how members are trained."""
