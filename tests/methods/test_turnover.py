@@ -117,6 +117,13 @@ def test_neither_batches_nor_order_change_scores(size: int) -> None:
     np.testing.assert_allclose(fitted.self_scores().values[order], again.self_scores().values, rtol=1e-9, atol=1e-10)
 
 
+def test_many_queries_are_answered_as_a_few_at_a_time() -> None:
+    x, y = data(270, seed=3)
+    fitted = wh.TurnOver(seeds=(0,)).fit(RECIPE, data())
+    parts = [fitted.scores((x[rows], y[rows])).values for rows in (slice(0, 100), slice(100, 270))]
+    torch.testing.assert_close(fitted.scores((x, y)).values, torch.cat(parts), rtol=1e-9, atol=1e-10)
+
+
 class Counting(nn.Module):
     """Counts the rows that go through it."""
 
