@@ -209,6 +209,20 @@ def test_the_diagnosis_tells_a_memorised_model_with_members_that_left() -> None:
     assert moved.learning_rate in (0.05, 0.1, 0.2, 0.4)
 
 
+def test_the_automatic_rate_stays_below_those_that_diverge() -> None:
+    train = data(60)
+    pulled = (2.5 * train[0], train[0] @ torch.ones(3, 1, dtype=torch.float64))
+
+    def regression() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(3, 1).double()
+
+    model = wh.Recipe(build=regression, loss="mse", optimizer="lbfgs").train(wh.as_examples(pulled))
+    fitted = wh.GEX(members=2, steps=400, learning_rate="auto").fit(wh.Task(model, "mse"), pulled)
+    assert fitted.learning_rate == 0.05
+    assert torch.isfinite(fitted.features).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import tempfile
 import weakref
@@ -57,7 +58,8 @@ class GEX:
 
     Members must leave the basin of θ̂ or their deviations are noise: `GEXAttribution.diagnosis` says whether they
     did, and ``learning_rate="auto"`` tries a member at .05, .1, .2 and .4 and takes the rate at which the losses of the
-    5 % of the rows that rise most rise farthest above the usual row's. With ``clip=1.0`` large rates stay finite.
+    5 % of the rows that rise most rise farthest above the usual row's, which may rise by ln 2. With ``clip=1.0`` large
+    rates stay finite.
 
     Args:
         members: M; 8 serve, 32 is the paper's.
@@ -195,6 +197,8 @@ class GEX:
             except NumericalError:
                 break  # larger ones diverge too
             found = diagnose(task, examples, base, _losses(task.with_model(trial), examples)[:, None])
+            if found.usual_rise > math.log(2):
+                break  # the members forget most rows
             if found.rise - found.usual_rise > gap:
                 best, gap = rate, found.rise - found.usual_rise
         return best
