@@ -185,7 +185,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         OSError: The disk refuses the write.
     """
     text = None if metadata is None else {"whence": json.dumps(metadata, sort_keys=True, allow_nan=False)}
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    held: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        kept = tensor.detach().cpu().contiguous()
+        place = kept.untyped_storage().data_ptr()
+        held[name] = kept.clone() if place in places else kept  # tied weights are written as often as they are named
+        places.add(place)
     with _replacing(path) as partial:
         try:
             save_file(held, partial, text)

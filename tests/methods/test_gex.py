@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import whence as wh
+from whence.data import Batch
 from whence.gradients import Gradients, Matrix
 from whence.methods.members import refresh_statistics
 from whence.tasks import SigmoidCrossEntropy
@@ -240,3 +242,72 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, object], mess
 def test_a_curvature_without_a_root_is_refused() -> None:
     with pytest.raises(wh.ConfigError, match="drawn from"):
         wh.GEX(members=2, posterior=wh.Laplace(curvature=wh.CG())).fit(wh.Task(linear(), weight_decay=0.1), data())
+
+
+def test_a_measurement_that_is_not_the_loss_is_refused() -> None:
+    def margin(model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch.inputs)[:, 0]
+
+    with pytest.raises(wh.ConfigError, match="measurement must be the loss for GEX"):
+        wh.GEX(members=2, steps=2).fit(wh.Task(linear(), measurement=margin), data())
+    same = wh.GEX(members=2, steps=2).fit(wh.Task(linear(), measurement="cross_entropy"), data())
+    assert same.features.shape == (40, 2)
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [({"weight_decay": 0.5}, "weight decay"), ({"loss": "sigmoid_cross_entropy"}, "loss")],
+)
+def test_members_of_another_objective_are_not_taken(tmp_path: Path, other: dict[str, Any], what: str) -> None:
+    method = wh.GEX(members=2, steps=2, folder=tmp_path / "m")
+    method.fit(wh.Task(linear()), data())
+    with pytest.raises(wh.RunFormatError, match=f"same {what}"):
+        method.fit(wh.Task(linear(), **other), data())
+
+
+def test_an_index_of_other_deviations_is_not_taken(tmp_path: Path) -> None:
+    task, train = wh.Task(linear()), data()
+    one, other = (wh.GEX(members=2, steps=2, tau=tau).fit(task, train) for tau in (0.05, 0.7))
+    one.build_index(tmp_path / "index")
+    one.build_index(tmp_path / "index")
+    with pytest.raises(wh.RunFormatError):
+        other.build_index(tmp_path / "index")
+
+
+def test_a_member_that_diverged_is_named() -> None:
+    x, y = data()
+    with pytest.raises(wh.NumericalError, match="deviations must be finite, got others of member 0 of 2"):
+        wh.GEX(members=2, steps=1, learning_rate=1e308).fit(wh.Task(linear()), (1e5 * x, y))
+
+
+def test_tied_weights_are_kept_as_often_as_they_are_named() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)).double()
+    model[1].weight = model[0].weight
+    tokens = torch.arange(20) % 7
+    fitted = wh.GEX(members=2, steps=3).fit(wh.Task(model), (tokens, tokens.flip(0)))
+    for member in fitted.members:
+        assert member[1].weight is member[0].weight
+        assert not torch.equal(member[1].weight, model[1].weight)
+
+
+@pytest.mark.parametrize("rows", [1, 513])
+def test_statistics_of_a_last_example_alone(rows: int) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).double().eval()
+    train = data(rows)
+    refresh_statistics(model, wh.Task(model), wh.as_examples(train))
+    mean = train[0].mean(0) if rows > 1 else torch.zeros(3, dtype=torch.float64)
+    torch.testing.assert_close(model[0].running_mean, mean, rtol=0, atol=2e-3)  # parts of 257 and 256
+    assert not model.training
+
+
+def test_what_cannot_be_sent_to_a_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> nn.Linear:
+        return linear()
+
+    recipe = wh.Recipe(build=build, optimizer="sgd", learning_rate=0.1, steps=2)
+    with pytest.raises(wh.ConfigError, match="must be importable for processes > 1"):
+        wh.GEX(members=2, recipe=recipe, processes=2).fit(wh.Task(linear()), data())
+    monkeypatch.setattr(build, "__qualname__", "build")  # as of a module, which has no such name
+    with pytest.raises(wh.ConfigError, match="must be importable for processes > 1"):
+        wh.GEX(members=2, recipe=recipe, processes=2).fit(wh.Task(linear()), data())

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError
 from whence.evaluate.retraining import Retraining
+from whence.methods.workers import workers
 from whence.tasks import Recipe
 
 __all__ = ["RetrainingCost", "estimate"]
@@ -157,7 +156,7 @@ def _threads(count: int) -> Iterator[None]:
 def _startup() -> float:
     """Return the seconds until another process has started and imported what it needs."""
     begun = time.perf_counter()
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with workers(1, "a function") as pool:
         pool.submit(torch.get_num_threads).result()
     return time.perf_counter() - begun
 

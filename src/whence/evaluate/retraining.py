@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from whence.evaluate.describe import describe
 from whence.evaluate.measurements import Several
 from whence.evaluate.stacked import train_stacked
 from whence.methods.dense import inverse_root
+from whence.methods.workers import workers
 from whence.tasks import Recipe
 from whence.tasks.convex import minimise
 
@@ -180,19 +180,10 @@ class Retraining:
             return
         rows = _pack(examples), None if asked is None else _pack(asked)
         shares = [units[i :: _SHARES * self.processes] for i in range(_SHARES * self.processes)]
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.processes, mp_context=context) as pool:
-            try:
-                futures = {pool.submit(_in_process, work, rows, share): share for share in shares if share}
-                for future in as_completed(futures):
-                    yield [job for unit in futures[future] for job in unit], future.result()
-            except (AttributeError, TypeError) as error:
-                if "pickle" not in str(error):
-                    raise
-                raise ConfigError(
-                    f"the recipe's functions must be importable for processes > 1, got: {error}. "
-                    "Define them at the top of a module, or use processes=1."
-                ) from error
+        with workers(self.processes, "the recipe's functions") as pool:
+            futures = {pool.submit(_in_process, work, rows, share): share for share in shares if share}
+            for future in as_completed(futures):
+                yield [job for unit in futures[future] for job in unit], future.result()
 
     def _inverse_root(self, examples: Examples, jobs: list[tuple[int, int]]) -> Tensor | None:
         """Return what preconditions exact trainings from a common start, where there is such a thing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from whence.index import Index, IndexWriter, QueryFeatures
 from whence.methods.gex_diagnosis import Diagnosis, diagnose
 from whence.methods.influence import Influence, InfluenceAttribution
 from whence.methods.members import Members
+from whence.methods.saved import loss_name
 from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task
 
@@ -138,10 +140,15 @@ class GEX:
             train: Training examples: anything that `as_examples` takes.
 
         Raises:
-            ConfigError: The task's measurement differs from its loss and ``linearised`` is off, or the curvature
-                cannot be drawn from.
+            ConfigError: The task's measurement differs from its loss, or the curvature cannot be drawn from.
+            NumericalError: A member's losses are not finite.
             RunFormatError: ``folder`` holds members of something else.
         """
+        if task.measurement is not None and task.measurement != task.loss:
+            raise ConfigError(
+                f"measurement must be the loss for GEX, whose queries are losses too, got {task.measurement!r}. "
+                "Leave measurement out."
+            )
         examples = task.examples(train)
         settled = task.settled(examples)
         owned = Path(tempfile.mkdtemp(prefix="whence-")) if self.folder is None else None
@@ -171,6 +178,10 @@ class GEX:
             "weights": members.task.weights_fingerprint(), "data": examples.fingerprint, "recipe": recipe,
             **{name: repr(getattr(self, name)) for name in made},
         }  # fmt: skip
+        if self.recipe is None:
+            task = members.task
+            identity["loss"] = f"{loss_name(task)} {getattr(task.outputs, '__qualname__', task.outputs)}"
+            identity["weight decay"] = repr((task.weight_decay, task.total_decay, sorted(task.decay_factors.items())))
         members.begin(identity)
         if self.posterior is not None:
             _draw(self.posterior, members, examples, self.seed)
@@ -283,7 +294,8 @@ class GEXAttribution:
     def build_index(self, folder: str | Path, *, dtype: str = "float32") -> Index:
         """Write the features [N, M] and self-scores to an index on disk; ask it with `query_features`."""
         identity = {"method": "gex", "model": self.task.weights_fingerprint(), "data": self.examples.fingerprint,
-                    "members": self.members.count, "centred": self.config.centred}  # fmt: skip
+                    "members": self.members.count, "centred": self.config.centred,
+                    "deviations": hashlib.sha256(self.features.contiguous().numpy().tobytes()).hexdigest()}  # fmt: skip
         writer = IndexWriter(folder=folder, identity=identity, dtype=dtype)
         own = self.self_scores().values
         writer.append(self._centred(self.features)[writer.start :], self.ids[writer.start :], own[writer.start :])
@@ -319,7 +331,18 @@ def _deviations(config: GEX, members: Members, examples: Examples) -> Tensor:
     if config.linearised:
         return _linear_deviations(config, members, examples)
     base = _losses(task, examples).clamp(min=config.tau)
-    return torch.stack([_losses(task.with_model(member), examples) - base for member in members], 1)
+    return _finite(torch.stack([_losses(task.with_model(member), examples) - base for member in members], 1))
+
+
+def _finite(deviations: Tensor) -> Tensor:
+    """Return deviations [N, M]; raise where one is not finite."""
+    wrong = ~torch.isfinite(deviations).all(0)
+    if wrong.any():
+        raise NumericalError(
+            f"deviations must be finite, got others of member {int(wrong.nonzero()[0])} of {len(wrong)}. "
+            "Lower learning_rate, or clip the steps; with a folder, name a new one."
+        )
+    return deviations
 
 
 def _linear_deviations(config: GEX, members: Members, examples: Examples) -> Tensor:
@@ -330,7 +353,7 @@ def _linear_deviations(config: GEX, members: Members, examples: Examples) -> Ten
     moved = [_difference(task, coverage, member) for member in members]
     changes = Gradients({name: Matrix(torch.cat([one[name] for one in moved])) for name in moved[0]})
     parts = [gradients.inner(changes) for _, gradients in stream.training_gradients()]
-    return torch.cat(parts).double().cpu()
+    return _finite(torch.cat(parts).double().cpu())
 
 
 def _difference(task: Task, coverage: Coverage, member: torch.nn.Module) -> dict[str, Tensor]:

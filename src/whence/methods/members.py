@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from whence.data import Examples, as_examples
-from whence.errors import ConfigError, RunFormatError
+from whence.errors import RunFormatError
 from whence.features import MANIFEST, check_target, read_manifest, read_tensors, write_manifest, write_tensors
+from whence.methods.workers import workers
 from whence.tasks import Recipe, Task
 
 __all__ = ["Members", "refresh_statistics"]
@@ -92,6 +92,9 @@ class Members:
             chain: Start each member from the one before, not from the trained model.
             processes: How many at a time; 1 for a chain.
             progress: Called with (done, M).
+
+        Raises:
+            ConfigError: For several processes, something cannot be sent to them, or one of them ended early.
         """
         missing = [number for number in range(self.count) if not self.path(number).is_file()]
         if processes == 1 or len(missing) < 2:
@@ -103,31 +106,24 @@ class Members:
             return
         rows = examples.batch(np.arange(len(examples)))
         packed = rows.inputs, rows.targets, examples.ids
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            try:
-                arguments = (recipe, self.task, packed)
-                futures = {pool.submit(_in_process, *arguments, seed + number): number for number in missing}
-                for done, future in enumerate(as_completed(futures), self.count - len(missing) + 1):
-                    write_tensors(self.path(futures[future]), future.result())
-                    if progress is not None:
-                        progress(done, self.count)
-            except (AttributeError, TypeError) as error:
-                if "pickle" not in str(error):
-                    raise
-                raise ConfigError(
-                    f"the model, loss and recipe must be importable for processes > 1, got: {error}. "
-                    "Define them at the top of a module, or use processes=1."
-                ) from error
+        with workers(processes, "the model, loss and recipe") as pool:
+            arguments = (recipe, self.task, packed)
+            futures = {pool.submit(_in_process, *arguments, seed + number): number for number in missing}
+            for done, future in enumerate(as_completed(futures), self.count - len(missing) + 1):
+                write_tensors(self.path(futures[future]), future.result())
+                if progress is not None:
+                    progress(done, self.count)
 
 
 def refresh_statistics(model: nn.Module, task: Task, examples: Examples) -> None:
     """Take a model's running statistics anew over the training examples: those of its batch normalisations.
 
+    One example has no variance: then they stay as they are.
+
     Cost: a forward pass, if there are any.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
+    if not norms or len(examples) < 2:
         return
     fitted, momenta = task.with_model(model), [norm.momentum for norm in norms]
     model.eval()
@@ -136,8 +132,9 @@ def refresh_statistics(model: nn.Module, task: Task, examples: Examples) -> None
         norm.momentum = None  # the plain average over batches
         norm.train()
     with torch.no_grad():
-        for batch in examples.batches(_CHUNK):
-            fitted.forward(fitted.place(batch))
+        # equal parts: a batch of one example would have no variance, and a short one too much weight
+        for rows in np.array_split(np.arange(len(examples)), -(-len(examples) // _CHUNK)):
+            fitted.forward(fitted.place(examples.batch(rows)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()
