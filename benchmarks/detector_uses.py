@@ -71,7 +71,7 @@ def pruned(report: support.Report, cache: Path, arguments: argparse.Namespace) -
     tiny = arguments.tiny
     rows = detector_sets.load("mnist", 5_000, tiny)
     clean = rows.noisy(0.0, 0)
-    recipe = detector_sets.recipe(rows, 2 if tiny else 12, "vgg")
+    recipe = detector_sets.recipe(rows, 2 if tiny else 8, "vgg")
     task = recipe.task(recipe.train(clean.train, seed=0))
     steps = 4 if tiny else 160
     gex = wh.GEX(members=2 if tiny else 8, steps=steps, learning_rate=0.05, schedule="constant", clip=1.0)

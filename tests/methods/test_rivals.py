@@ -115,6 +115,16 @@ def test_dot_cosine_and_tracin_are_the_dense_formulas(name: str) -> None:
     np.testing.assert_allclose(tracin.self_scores().values, truth.diagonal(), rtol=1e-8)
 
 
+def test_an_example_without_a_gradient_has_a_cosine_of_zero() -> None:
+    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    x[2] = 0
+    fitted = wh.GradientCosine().fit(wh.Task(model), (x, y))
+    values = fitted.scores((x, y)).values
+    assert torch.isfinite(values).all() and not values[2].any() and not values[:, 2].any()
+    assert fitted.self_scores().values.tolist() == [1, 1, 0, 1]
+
+
 def test_tracin_at_one_checkpoint_is_the_gradient_dot_product() -> None:
     case, task = case_and_task("mlp")
     tracin = wh.TracIn(checkpoints=[case.model]).fit(task, case.train).scores(case.train).values
@@ -297,6 +307,12 @@ def test_representer_values_sum_to_the_logits_of_the_fitted_head(name: str) -> N
         task, wh.as_examples((case.inputs[order], case.targets[order]), ids=order.numpy())
     )
     torch.testing.assert_close(other.scores(case.train).values, values[:, order], rtol=1e-5, atol=1e-7)
+
+
+def test_a_class_that_no_training_example_has_can_be_asked_about() -> None:
+    case, task = case_and_task("mlp")
+    few = wh.as_examples(case.train).select(np.flatnonzero(case.targets.numpy() < case.targets.max().item()))
+    assert torch.isfinite(wh.Representer().fit(task, few).scores(case.train).values).all()
 
 
 # --- Shapley values of neighbours ----------------------------------------------------------------------------------

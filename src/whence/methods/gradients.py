@@ -17,8 +17,6 @@ from whence.tasks import Task
 
 __all__ = ["GradientCosine", "GradientDot"]
 
-_TINY = 1e-300
-
 
 @dataclass(frozen=True, kw_only=True)
 class GradientDot:
@@ -82,7 +80,7 @@ class GradientCosine:
         fitted = _plain(self.layers, self.batch_size, self.memory_budget).fit(task, train)
         return RankingAttribution(
             name="gradient cosine", examples=fitted.examples, score=lambda queries: _cosines(fitted, queries),
-            own=lambda: (_norms(fitted) > _TINY).double(), prepare=task.examples,
+            own=lambda: (_norms(fitted) > 0).double(), prepare=task.examples,
         )  # fmt: skip
 
 
@@ -106,6 +104,11 @@ def _cosines(fitted: InfluenceAttribution, queries: Examples) -> Tensor:
             if norms is None:
                 own.append(small.squared_norms().sqrt())
         norms = torch.cat(own) if norms is None else norms
-        values.append(torch.cat(parts, 1) / block.squared_norms().sqrt().clamp(min=_TINY)[:, None])
+        values.append(torch.cat(parts, 1) * _inverse(block.squared_norms().sqrt())[:, None])
     assert norms is not None
-    return torch.cat(values) / norms.clamp(min=_TINY)
+    return torch.cat(values) * _inverse(norms)
+
+
+def _inverse(norms: Tensor) -> Tensor:
+    """Return 1/‖g‖, and 0 for a gradient that vanishes."""
+    return torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))

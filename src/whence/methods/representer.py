@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -73,7 +74,7 @@ class Representer:
         examples = task.examples(train)
         targets = _labels(examples, "training examples")
         own = head_features(task, examples, self.features)
-        alpha = self._coefficients(task.loss, own, targets)
+        alpha = self._coefficients(task.loss, own, targets, _classes(task, examples))
         joined = _with_one(own)
 
         def score(queries: Examples) -> Tensor:
@@ -93,10 +94,11 @@ class Representer:
             name="representer", examples=examples, score=score, own=for_itself, prepare=task.examples
         )
 
-    def _coefficients(self, loss: CrossEntropy | BinaryCrossEntropy, features: Tensor, targets: Tensor) -> Tensor:
-        """Return α [N, C] of a head fitted to the features."""
+    def _coefficients(
+        self, loss: CrossEntropy | BinaryCrossEntropy, features: Tensor, targets: Tensor, count: int
+    ) -> Tensor:
+        """Return α [N, C] of a head of C outputs fitted to the features."""
         single = isinstance(loss, BinaryCrossEntropy)
-        count = 1 if single else int(targets.max()) + 1
         head = nn.Linear(features.shape[1], count).double()
         with torch.no_grad():
             head.weight.zero_()
@@ -120,6 +122,13 @@ def _labels(examples: Examples, what: str) -> Tensor:
     if targets is None or targets.numel() != len(targets):
         raise ConfigError(f"{what} must have one label each for representer points. Pass (inputs, labels).")
     return targets.reshape(-1).cpu()
+
+
+def _classes(task: Task, examples: Examples) -> int:
+    """Return the number of outputs C, 1 of a single logit."""
+    with torch.no_grad(), task.evaluating():
+        outputs = task.forward(task.place(examples.batch(np.arange(1))))
+    return outputs.reshape(1, -1).shape[1]
 
 
 def _with_one(features: Tensor) -> Tensor:
