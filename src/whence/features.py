@@ -38,11 +38,15 @@ MANIFEST = "manifest.json"
 _PARTIAL = ".partial"
 
 
-def check_target(target: str | Path) -> None:
+def check_target(target: str | Path, kind: str | None = None) -> None:
     """Raise unless a run may be written to ``target``: a new or empty folder, or an earlier run.
 
+    Args:
+        target: The folder.
+        kind: Of the run, where only an earlier one of the same kind may be replaced.
+
     Raises:
-        RunFormatError: It holds other files, cannot be looked into, or is the working folder.
+        RunFormatError: It holds other files or a run of another kind, cannot be looked into, or is the working folder.
     """
     path = Path(target)
     if path.name in ("", ".."):
@@ -54,6 +58,12 @@ def check_target(target: str | Path) -> None:
     if occupied and not (path / MANIFEST).is_file():
         raise RunFormatError(
             f"output must be a new folder or an earlier run, got {str(path)!r}, which holds other files. "
+            "Choose another folder with --out."
+        )
+    found = _kind_of(path) if occupied and kind is not None else None
+    if found not in (None, kind):
+        raise RunFormatError(
+            f"output must be a new folder or an earlier one of kind {kind!r}, got {str(path)!r} of kind {found!r}. "
             "Choose another folder with --out."
         )
 
@@ -75,6 +85,16 @@ def check_writable(target: str | Path) -> None:
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             kind = "a folder that cannot be written to" if folder.is_dir() else "a file"
             raise _unwritable(target, f"{str(folder)!r} is {kind}")
+
+
+def _kind_of(folder: Path) -> str | None:
+    """Return the kind of a run, or None where its manifest is damaged."""
+    try:
+        manifest: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = manifest.get("kind") if isinstance(manifest, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _unwritable(target: str | Path, cause: str | None) -> RunFormatError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cli_samples import EXAMPLES, Outcome
 from torch import nn
 
 import whence as wh
-from whence.features import read_tensors
+from whence.features import read_manifest, read_tensors, write_manifest
 from whence.report import render_attack
 from whence.uses.attack_head import split_head
 
@@ -165,3 +166,33 @@ def test_a_model_is_split_before_its_last_layer() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
     with pytest.raises(wh.ConfigError, match="last layer must be linear, got Conv2d"):
         split_head(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), torch.randn(2, 1, 3, 3))
+
+
+def test_the_seed_is_that_of_the_model_too(attack: Callable[..., Outcome], tmp_path: Path) -> None:
+    before = [
+        json.loads(attack("--target", 3, "--steps", 1, "--json", "--seed", seed).out)["targets"][0]["margin_before"]
+        for seed in (0, 1, 0)
+    ]
+    assert before[0] == before[2] != before[1]
+
+
+def test_a_run_of_another_kind_is_not_replaced(attack: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    write_manifest(tmp_path / "out", {"kind": "audit"})
+    told = attack("--target", 3, "--steps", 1)
+    assert "of kind 'attack', got" in told.one_line()
+    assert "of kind 'audit'" in told.one_line()
+    assert read_manifest(tmp_path / "out", "audit")
+    write_manifest(tmp_path / "out", {"kind": "attack"})
+    assert attack("--target", 3, "--steps", 1).code == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know no such names")
+def test_a_file_name_that_is_no_text(call: Call, place: Path, tmp_path: Path) -> None:
+    named = tmp_path / "caf\udce9.csv"
+    named.write_bytes((place / "table.csv").read_bytes())
+    asked = ("--label", "label", "--target", 7, "--model", f"{place / 'model.py'}:columns", "--steps", 1)
+    told = call("attack", named, *asked, "--out", tmp_path / "out", "-q", "--json")
+    assert told.code == 0, told.err
+    stored = json.loads((tmp_path / "out" / "attack.json").read_text("utf-8"))
+    assert stored["data"]["source"] == json.loads(told.out)["data"]["source"]

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 from cli_samples import EXAMPLES, Outcome, sms, write_csv
 
+from whence.features import write_manifest
+
 Call = Callable[..., Outcome]
 
 CODE = """
@@ -230,3 +232,10 @@ def test_a_small_ground_truth_is_named_and_costs_are_told_without_powers(call: C
     shown = call("compare", source, "--label", "label", "--subsets", 4, "--seeds", 1, "--out", tmp_path / "out")
     assert shown.code == 0, shown.err
     assert "With only 4 halves and 4 queries" in " ".join(shown.out.split()) and "e+0" not in shown.out
+
+
+def test_an_audit_is_not_written_over(compare: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    write_manifest(tmp_path / "out", {"kind": "audit"})
+    assert "of kind 'comparison', got" in compare(*SMALL).one_line()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.json"]

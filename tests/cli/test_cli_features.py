@@ -67,6 +67,7 @@ def test_words_of_messages(call: Call, audited: Audited, tmp_path: Path) -> None
     assert told.code == 0, told.err
     assert "Under a row stands what of it matters" in page.read_text("utf-8")
     assert "must be zero or positive" in call(*asked, "--features", -1).one_line()
+    assert "page must be an .html file" in call(*asked, "--out", tmp_path / "rows.csv").one_line()
 
 
 def test_columns_of_a_table(call: Call, table: Path, tmp_path: Path) -> None:

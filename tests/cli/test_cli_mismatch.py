@@ -97,6 +97,26 @@ def test_data_that_cannot_answer(call: Call, table: Path, tmp_path: Path) -> Non
     frame.assign(split=np.where(frame["relationship"].eq("Unmarried"), "train", frame["split"])).to_csv(only)
     assert "must have held-out rows, got none" in ask(call, only).one_line()
     assert "must be writable" in ask(call, table, "--out", tmp_path / "no" / "page.html").one_line()
+    every = call("mismatch", table, "--label", "label", "--column", "age", "--value", "0:")
+    assert "must leave other training rows, got all 540" in every.one_line()
+
+
+def test_no_file_but_a_page_is_written_over(call: Call, table: Path, tmp_path: Path) -> None:
+    before = table.read_bytes()
+    assert "page must be an .html file" in ask(call, table, "--out", table).one_line()
+    assert table.read_bytes() == before
+    page = tmp_path / "page.html"
+    page.write_text("<p>my own</p>")
+    assert "must be a new file or an earlier page" in ask(call, table, "--out", page).one_line()
+    assert page.read_text() == "<p>my own</p>"
+    page.unlink()
+    for _ in range(2):
+        assert ask(call, table, "--out", page, "--quiet").code == 0
+
+
+def test_a_weight_decay_that_is_shown_anyway_is_fitted_once(call: Call, table: Path) -> None:
+    found = json.loads(ask(call, table, "--weight-decay", "1e-3", "--json", "--quiet").out)
+    assert [line["weight_decay"] for line in found["sweep"]] == [1e-2, 1e-3, 1e-5]
 
 
 def test_numbers_by_value_and_range() -> None:

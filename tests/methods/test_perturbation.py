@@ -364,3 +364,49 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(wh.ConfigError, match=match):
             bad()
+
+
+class _Row(nn.Module):
+    """A model whose inputs are one number, or one token, a row."""
+
+    def __init__(self, first: nn.Module, size: int) -> None:
+        super().__init__()
+        self.first, self.last = first, nn.Linear(size, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(self.first(x if not x.is_floating_point() else x[:, None]).flatten(1))
+        return found
+
+
+def _of_rows(first: nn.Module, size: int, inputs: Tensor) -> wh.Perturbation:
+    torch.manual_seed(0)
+    targets = torch.arange(len(inputs)) % 2
+    task = wh.Task(_Row(first, size).double())
+    attribution = wh.Influence(curvature=wh.Exact(damping=DAMPING)).fit(task, (inputs, targets))
+    return attribution.perturbation([1, 2], (inputs[:3], targets[:3]))
+
+
+def test_a_bag_of_words_is_one_vector_and_has_no_map_a_word() -> None:
+    words = torch.arange(40).reshape(10, 4) % 9
+    found = _of_rows(nn.EmbeddingBag(9, 8), 8, words)  # 8 is a multiple of 4: nothing else would tell
+    assert found.tokens is None
+    frame = found.features(8)
+    assert len(frame) == 3 * 2 * 8
+    first = frame.iloc[0]
+    assert first["derivative"] == pytest.approx(float(found.values[0, 0, int(first["feature"])]))
+
+
+def test_one_number_and_one_token_a_row() -> None:
+    number = _of_rows(nn.Identity(), 1, torch.linspace(-1, 1, 10, dtype=torch.float64))
+    assert number.values.shape == (3, 2)
+    frame = number.features(reference=0.0)
+    assert frame["derivative"].to_numpy() == pytest.approx(number.values.reshape(-1).numpy())
+    assert frame["effect"].to_numpy() == pytest.approx(-(number.values * number.inputs).reshape(-1).numpy())
+    token = _of_rows(nn.Embedding(9, 3), 3, torch.arange(10) % 9)
+    frame = token.features(names=[f"w{n}" for n in range(9)])
+    assert frame["feature"].tolist() == ["0: w1", "0: w2"] * 3
+    assert frame["effect"].to_numpy() == pytest.approx(-(token.values * token.inputs).sum(-1).reshape(-1).numpy())
+    with pytest.raises(wh.ConfigError, match="names must name number 1, got 1 others"):
+        token.features(names=["w0"])
+    with pytest.raises(wh.ConfigError, match="names must name number 0, got 1 others"):
+        number.features(names={1: "x"})

@@ -90,7 +90,7 @@ def attack_data(
     """
     targets, rows = _rows(data, wanted.targets)
     say("preparing the model")
-    parts = _parts(data.rows(rows), data, bring)
+    parts = _parts(data.rows(rows), data, bring, wanted.settings.seed)
     examples = as_examples((parts.inputs, torch.from_numpy(data.labels)), ids=data.ids)
     train, asked = examples.select(rows), examples.select(targets)
     recipe, frozen, said = _trained(parts, train, wanted, len(data.classes), say)
@@ -141,7 +141,7 @@ class _Standardised(nn.Module):
         return found
 
 
-def _parts(train: LabelledData, data: LabelledData, bring: Bring | None) -> _Parts:
+def _parts(train: LabelledData, data: LabelledData, bring: Bring | None, seed: int) -> _Parts:
     """Return inputs, what stands in front, and the model or its recipe."""
     if bring is not None:
         own = bring(data)
@@ -154,7 +154,7 @@ def _parts(train: LabelledData, data: LabelledData, bring: Bring | None) -> _Par
             f"the built-in model can be attacked through images only, got {data.kind} rows. "
             "Bring your own with --model FILE.py:FUNC."
         )
-    default = default_for(train, seed=0)
+    default = default_for(train, seed=seed)
     preparation = default.preparation
     assert isinstance(preparation, ImagePreparation)
     if (preparation.height, preparation.width) != data.content.shape[1:3]:
@@ -180,7 +180,7 @@ def _trained(
         say("training the model")
         inputs = train.batch(np.arange(len(train))).inputs
         seen = inputs if parts.front is None else parts.front(inputs)
-        model = parts.recipe.train(as_examples((seen, train.targets), ids=train.ids))
+        model = parts.recipe.train(as_examples((seen, train.targets), ids=train.ids), seed=wanted.settings.seed)
     some = train.batch(np.arange(min(2, len(train)))).inputs
     body, head = split_head(model, some if parts.front is None else parts.front(some))
     if head.out_features != classes:

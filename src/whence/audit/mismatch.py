@@ -90,9 +90,11 @@ def mismatch_data(
     for count, which in ((len(asked), "held-out"), (int(inside[rows].sum()), "training")):
         if not count:
             raise DataError(f"subgroup {told} must have {which} rows, got none. Name another value or split.")
+    if inside[rows].all():
+        raise DataError(f"subgroup {told} must leave other training rows, got all {len(rows)}. Name a rarer value.")
     train, others = data.rows(rows), data.rows(asked)
     found, sweep = None, []
-    for decay in (settings.weight_decay, *settings.others):
+    for decay in dict.fromkeys((settings.weight_decay, *settings.others)):
         watch.say(f"fitting at weight decay {decay:g}")
         one, accuracy = _judged(train, others, inside[rows], replace(settings, weight_decay=decay))
         sweep.append({"weight_decay": decay, "accuracy": accuracy, **_line(one)})

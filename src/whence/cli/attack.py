@@ -26,6 +26,8 @@ from whence.uses.attack_box import Box
 
 __all__ = ["attack_command"]
 
+_KIND = "attack"
+
 
 def attack_command(
     data: Data,
@@ -37,7 +39,7 @@ def attack_command(
     drop: Drop = None,
     model: Model = None,
     weights: Weights = None,
-    images: Annotated[int, typer.Option(help="Training rows to alter: 1 to 10.")] = 1,
+    images: Annotated[int, typer.Option(help="Training rows to alter.")] = 1,
     radius: Annotated[float, typer.Option(help="Size of the box, in grey levels (units, for other inputs).")] = 0.5,
     norm: Annotated[str, typer.Option(help="linf: every entry by itself; l2: the length of the change.")] = "linf",
     layers: Annotated[str, typer.Option(help="last: the last layer, exactly; all: by the model's recipe.")] = "last",
@@ -54,7 +56,7 @@ def attack_command(
 
     Example: whence attack photos/ --target dog/12.png --images 2 --radius 1
     """
-    check_target(out)
+    check_target(out, _KIND)
     check_writable(out)
     options = ReadOptions(label=label, image=image, id=id_column, split=split, drop=tuple(drop or ()))
     with Stages(quiet=quiet) as stages:
@@ -74,13 +76,14 @@ def attack_command(
             say=lambda what: _say(stages, what), on_step=_progress(stages),
         )  # fmt: skip
     with staged(out) as partial:
-        write_manifest(partial, {"kind": "attack", "whence": __version__, "created": found["created"]})
+        write_manifest(partial, {"kind": _KIND, "whence": __version__, "created": found["created"]})
         write_tensors(partial / "altered.safetensors", {"original": attacked.original, "delta": attacked.deltas})
         text = json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False)
-        (partial / "attack.json").write_text(text + "\n", encoding="utf-8")
+        # what cannot be written, half a surrogate pair in a file's name, becomes its escape in JSON
+        (partial / "attack.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         (partial / "attack.html").write_text(render_attack(found), encoding="utf-8")
     if as_json:
-        print(json.dumps({**found, "page": str(out / "attack.html")}, allow_nan=False, ensure_ascii=False))
+        print(json.dumps({**found, "page": str(out / "attack.html")}, allow_nan=False))
         return
     _print(found, out / "attack.html")
 

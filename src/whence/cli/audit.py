@@ -14,6 +14,7 @@ from rich.table import Table
 
 from whence import __version__
 from whence.audit import Audit, audit, write_run
+from whence.audit.folder import KIND
 from whence.cli.console import Stages, plain
 from whence.cli.options import Data, Drop, IdColumn, Image, Label, Method, Model, Quiet, Seed, Split, Text, Weights
 from whence.cli.usermodel import load_user_model
@@ -47,7 +48,7 @@ def audit_command(
 
     Example: whence audit sms.csv --label label --out runs/sms
     """
-    check_target(out)
+    check_target(out, KIND)
     check_writable(out)
     columns = tuple(drop or ())
     vouched = None if reference is None or not Path(reference).exists() else Path(reference)

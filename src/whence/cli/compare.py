@@ -43,6 +43,8 @@ from whence.report import render_comparison
 
 __all__ = ["compare_command"]
 
+_KIND = "comparison"
+
 Truth = Annotated[
     str | None, typer.Option(help="Ground truth: lds (default), loo, or known-errors.", show_default=False)
 ]
@@ -78,7 +80,7 @@ def compare_command(
     Example: whence compare sms.csv --label label --out runs/compare
     """
     check_processes(model, processes)
-    check_places(out, cache)
+    check_places(out, cache, _KIND)
     settings = CompareSettings(
         truth=_truth(truth, known_errors, noise), subsets=subsets, loo=loo, noise=noise, seeds=seeds,
         drawn=Draw(rows=rows, queries=queries, seed=seed), processes=processes, cache=cache or out / "cache",
@@ -123,7 +125,7 @@ def _begin(out: Path) -> None:
     """Make the folder one that an interrupted comparison can be gone on with."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_manifest(out, {"kind": "comparison", "whence": __version__})
+        write_manifest(out, {"kind": _KIND, "whence": __version__})
     except OSError as error:
         raise DataError(f"{out} must be writable, got: {error.strerror or error}. Choose another --out.") from error
 
@@ -133,9 +135,9 @@ def _write(found: dict[str, Any], out: Path) -> Path:
     page = out / "comparison.html"
     _begin(out)
     try:
-        write_manifest(out, {"kind": "comparison", "whence": found["whence"], "created": found["created"]})
+        write_manifest(out, {"kind": _KIND, "whence": found["whence"], "created": found["created"]})
         text = json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False)
-        (out / "comparison.json").write_text(text + "\n", encoding="utf-8")
+        (out / "comparison.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         page.write_text(render_comparison(found), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{out} must be writable, got: {error.strerror or error}. Choose another --out.") from error

@@ -102,7 +102,7 @@ def _write(found: dict[str, Any], run: Run) -> Path:
     whole = {**{name: part for name, part in _earlier(stored).items() if name in _PARTS}, **found}
     try:
         text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False)
-        stored.write_text(text + "\n", encoding="utf-8")
+        stored.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         page.write_text(render_evaluation(whole), encoding="utf-8")
         (run.folder / "report.html").write_text(render(run.summary, evaluation=page.name), encoding="utf-8")
     except OSError as error:

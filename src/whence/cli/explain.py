@@ -17,6 +17,7 @@ from rich.table import Table
 from whence.audit import Query, Run, explain, open_run, reload_data, reload_task, train_rows_of
 from whence.audit.features import Transform
 from whence.cli.console import number, plain
+from whence.cli.pages import check_page
 from whence.cli.usermodel import load_user_model
 from whence.data import LabelledData, ReadOptions, as_examples, read_like
 from whence.errors import ConfigError, DataError
@@ -53,6 +54,7 @@ def explain_command(
         raise ConfigError(f"-k must be at least 1, got {k}.")
     if features < 0:
         raise ConfigError(f"--features must be zero or positive, got {features}.")
+    check_page(out)
     opened = open_run(run)
     audited = reload_data(opened, data_source)
     asked, labelled = (audited, True) if data is None else _new_rows(opened, audited, data)
@@ -61,7 +63,7 @@ def explain_command(
     asked_for = Query(rows=asked, inputs=inputs, position=row, labelled=labelled, transform=transform)
     explanation = explain(opened, audited, attribution, asked_for, measured=as_label, k=k, features=features)
     if as_json:
-        print(json.dumps(explanation, allow_nan=False, ensure_ascii=False))
+        print(json.dumps(explanation, allow_nan=False))
         return
     target = out or run / f"explain-{_file_name(str(asked.ids[row]))}.html"
     try:

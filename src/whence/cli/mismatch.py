@@ -15,6 +15,7 @@ from whence import __version__
 from whence.audit import MismatchSettings, Watch, mismatch_data
 from whence.cli.console import Stages, plain
 from whence.cli.options import Data, Drop, IdColumn, Label, Quiet, Seed, Split
+from whence.cli.pages import check_page
 from whence.data import ReadOptions, read
 from whence.errors import DataError
 from whence.report import render_mismatch
@@ -43,6 +44,7 @@ def mismatch_command(
 
     Example: whence mismatch patients.csv --label readmitted --column age --value '[0-10)'
     """
+    check_page(out)
     settings = MismatchSettings(column=column, value=value, weight_decay=weight_decay, seed=seed)
     with Stages(quiet=quiet) as stages:
         stages(f"reading {plain(data, 60)}", 0)

@@ -18,14 +18,19 @@ from whence.features import check_target, check_writable
 __all__ = ["check_places", "per_cents", "telling"]
 
 
-def check_places(out: Path | None, cache: Path | None) -> None:
+def check_places(out: Path | None, cache: Path | None, kind: str | None = None) -> None:
     """Raise unless the output may be written, and trainings kept, before anything is read.
+
+    Args:
+        out: The output's folder, or None.
+        cache: Folder of trainings, or None.
+        kind: Of the output.
 
     Raises:
         RunFormatError: The output holds something else, or one of the folders cannot be written to.
     """
     if out is not None:
-        check_target(out)
+        check_target(out, kind)
         check_writable(out)
     if cache is not None:
         check_cache(cache)

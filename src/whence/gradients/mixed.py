@@ -40,7 +40,8 @@ class Seen:
 
     Args:
         values: [B, ...].
-        index: What a module was called with, if that is integers [B, ...]: tokens of an embedding; else None.
+        index: What a module was called with, if that is integers [B, ...] for each of which it gave a vector
+            [B, ..., E]: tokens of an embedding. Else None, as for a bag of embeddings, which are one vector together.
     """
 
     values: Tensor
@@ -98,7 +99,7 @@ def look(task: Task, batch: Batch, place: Place) -> Seen:
     with task.evaluating(), plainly(task.model), torch.no_grad(), _watching(task, place, len(batch)) as seen:
         task.losses(batch)
     (_, value, index), = _once(seen, place)  # fmt: skip
-    return Seen(value, index)
+    return Seen(value, index if index is not None and value.shape[:-1] == index.shape else None)
 
 
 def mixed_derivatives(

@@ -102,7 +102,8 @@ class Perturbation:
         """
         if top < 1:
             raise ConfigError(f"top must be at least 1, got {top}.")
-        maps, values = self.values.flatten(2 if self.values.ndim > 2 else 1), self.inputs.flatten(1)
+        values = self.inputs.reshape(len(self.ids), -1)  # [K, D]
+        maps = self.values.reshape(len(self.values), *values.shape)
         if self.tokens is not None:
             return self._ranked(*self._by_token(), top, self._token_names(names))
         effect = None
@@ -112,15 +113,14 @@ class Perturbation:
                 raise ConfigError(
                     f"reference must have shape {tuple(self.inputs.shape[1:])}, got {tuple(base.shape)}."
                 )
-            effect = maps.reshape(len(maps), *values.shape) * (base.reshape(-1) - values)
-        return self._ranked(maps.reshape(len(maps), *values.shape), values, effect, top, self._names(names))
+            effect = maps * (base.reshape(-1) - values)
+        return self._ranked(maps, values, effect, top, self._names(names))
 
     def _by_token(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return norms of maps [Q, K, T] and embeddings [K, T], and the rise without the embedding [Q, K, T]."""
-        count, shape = len(self.values), self.tokens.shape if self.tokens is not None else ()
-        maps = self.values.reshape(count, *shape, -1)
-        vectors = self.inputs.reshape(*shape, -1)
-        return maps.norm(dim=-1).flatten(2), vectors.norm(dim=-1).flatten(1), -(maps * vectors).sum(-1).flatten(2)
+        vectors = self.inputs.reshape(len(self.ids), -1, self.inputs.shape[-1])  # [K, T, E]
+        maps = self.values.reshape(len(self.values), *vectors.shape)
+        return maps.norm(dim=-1), vectors.norm(dim=-1), -(maps * vectors).sum(-1)
 
     def _names(self, names: Sequence[str] | Mapping[int, str] | None) -> np.ndarray:
         """Return a name a feature [K, D]."""
@@ -128,7 +128,7 @@ class Perturbation:
         if names is None:
             listed = [",".join(map(str, place)) for place in np.ndindex(*shape)]
         else:
-            listed = [str(names[i]) for i in range(len(names))]
+            listed = [_named(names, i) for i in range(len(names))]
         if len(listed) != int(np.prod(shape)):
             raise ConfigError(f"names must have one entry a feature ({int(np.prod(shape))}), got {len(listed)}.")
         return np.broadcast_to(np.array(listed, dtype=object), (len(self.ids), len(listed)))
@@ -136,8 +136,8 @@ class Perturbation:
     def _token_names(self, names: Sequence[str] | Mapping[int, str] | None) -> np.ndarray:
         """Return "position: token" of every token [K, T]."""
         assert self.tokens is not None
-        numbers = self.tokens.flatten(1).cpu().numpy()
-        named = [[f"{i}: {n if names is None else names[int(n)]}" for i, n in enumerate(row)] for row in numbers]
+        numbers = self.tokens.reshape(len(self.ids), -1).tolist()
+        named = [[f"{i}: {n if names is None else _named(names, n)}" for i, n in enumerate(row)] for row in numbers]
         return np.array(named, dtype=object)
 
     def _ranked(
@@ -162,6 +162,14 @@ class Perturbation:
                 "effect": missing if effect is None else effect.gather(2, order).double().cpu().reshape(-1).numpy(),
             }
         )
+
+
+def _named(names: Sequence[str] | Mapping[int, str], number: int) -> str:
+    """Return the name of a feature or token."""
+    try:
+        return str(names[number])
+    except (KeyError, IndexError) as error:
+        raise ConfigError(f"names must name number {number}, got {len(names)} others. Name every one.") from error
 
 
 def perturbation(
