@@ -127,7 +127,7 @@ def test_the_reach_is_what_a_small_box_gives() -> None:
     """In a box so small that everything is linear the rise is the reach, and the top rows are the ones altered."""
     train, test = data()
     train = train[0].double(), train[1]
-    exact = wh.Recipe(build=flat, optimizer="lbfgs", weight_decay=0.05, gradient_norm=1e-8)
+    exact = wh.Recipe(build=flat, optimizer="lbfgs", weight_decay=0.05, gradient_norm=1e-10)
     target = test[0][3:4].double(), test[1][3:4]
     box = wh.Box(radius=0.2, low=None, high=None)
     wanted = wh.AttackSettings(box=box, step=0.2, steps=3, random_controls=0, gradient_control=False)

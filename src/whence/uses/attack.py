@@ -207,7 +207,8 @@ def attack(
             than images, or the targets are no classes.
 
     Cost: a training and a solve a step, twice with the gradient control; a training a random control. The method is
-        fitted once, and again where the weights have moved by 5 % since: its curvature serves those between.
+        fitted once, and again where the weights have moved by 5 % since: its curvature serves those between. An exact
+        recipe's trainings within the ascent stop at 100 times its gradient norm; what is reported is trained to it.
     Reference: Koh & Liang (2017), §5.2; Goodfellow et al. (2015) for the sign. The gradient control is the inner
         product of gradients, as in Geiping et al. (2021) without its normalisation.
 
@@ -281,9 +282,9 @@ class _Ascent:
         return _Outcome(self.model, self.victim.seen, *self.victim.judge(self.model))
 
     def verify(self, delta: Tensor, warm: nn.Module | None = None) -> _Outcome:
-        """Train on altered examples and judge."""
+        """Train on altered examples and judge: roughly, from a step before, or exactly, from the original model."""
         examples = self.victim.with_rows(self.rows, self.original + delta)
-        model = self.victim.train(examples, self.model if warm is None else warm)
+        model = self.victim.train(examples, self.model if warm is None else warm, roughly=warm is not None)
         return _Outcome(model, examples, *self.victim.judge(model))
 
     def run(

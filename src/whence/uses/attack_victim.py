@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from whence.tasks import Recipe, Task
 __all__ = ["Held", "Method", "Victim", "altered", "margins"]
 
 _CHUNK = 256
+_ROUGH = 100.0  # times the gradient norm at which a step's training may stop
 _NEAR = 0.05  # relative change of the weights up to which a curvature is used again
 
 
@@ -91,10 +93,13 @@ class Victim:
         """Return the training examples as the trained part sees them, with other inputs at some rows."""
         return altered(self.seen, rows, _applied(self.frozen, values))
 
-    def train(self, examples: Examples, warm: nn.Module | None = None) -> nn.Module:
-        """Return the model trained on examples; an exact recipe may start from a model nearby."""
+    def train(self, examples: Examples, warm: nn.Module | None = None, *, roughly: bool = False) -> nn.Module:
+        """Return the model trained on examples; an exact recipe may start from a model nearby and stop early."""
         exact = self.recipe.optimizer == "lbfgs" and self.recipe.loop is None
-        return self.recipe.train(examples, seed=self.seed, start=warm if exact else None)
+        recipe = copy.copy(self.recipe)
+        if exact and roughly:
+            recipe.gradient_norm *= _ROUGH
+        return recipe.train(examples, seed=self.seed, start=warm if exact else None)
 
     def maps(self, held: Held, model: nn.Module, examples: Examples, rows: np.ndarray, values: Tensor) -> Tensor:
         """Return ∂(predicted rise of the targets' mean measurement)/∂x of some rows with inputs ``values`` [K, ...]."""
