@@ -133,9 +133,8 @@ def test_the_reach_is_what_a_small_box_gives() -> None:
     box = wh.Box(radius=0.2, low=None, high=None)
     wanted = wh.AttackSettings(box=box, step=0.2, steps=3, random_controls=0, gradient_control=False)
     found = wh.attack(exact, train, target, method=EXACT, settings=wanted)
-    before, after = (
-        F.cross_entropy(model(target[0]), target[1]).item() for model in (exact.train(wh.as_examples(train)), found.model)
-    )
+    original = exact.train(wh.as_examples(train))
+    before, after = (F.cross_entropy(model(target[0]), target[1]).item() for model in (original, found.model))
     rise = after - before
     best = int(np.argmax(found.reach.values))
     assert found.ids.tolist() == [best]
