@@ -157,3 +157,20 @@ def test_a_single_matrix_is_masked_before_it() -> None:
     assert wh.leakage(wh.Task(made), numbers()).leaks == []
     assert made.weight.requires_grad
     assert not made.bias.requires_grad
+
+
+def test_fixed_statistics_are_those_of_the_masked_rows_or_those_that_were_there() -> None:
+    model, (x, y) = make("cnn")
+    made = wh.turn_over(model, strict=(x, y)).eval()
+    seen: list[Tensor] = []
+    made[4].register_forward_hook(lambda _, args, result: seen.extend([*args, result]))
+    with torch.no_grad(), masks(made, np.arange(len(y), dtype=np.uint64)):
+        made(x)
+    torch.testing.assert_close(made[4].running_mean, seen[0].mean((0, 2, 3)))
+    torch.testing.assert_close(made[4].running_var, seen[0].var((0, 2, 3)))
+    reference = F.batch_norm(seen[0], None, None, made[4].weight, made[4].bias, training=True)
+    torch.testing.assert_close(seen[1], reference.detach(), rtol=1e-2, atol=1e-2)
+    model.train()(x)
+    kept = wh.turn_over(model, strict=(x, y))
+    assert torch.equal(kept[4].running_mean, model[4].running_mean)
+    assert torch.equal(kept[4].running_var, model[4].running_var)

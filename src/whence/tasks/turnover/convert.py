@@ -48,7 +48,8 @@ def turn_over(
         strict: A few training examples with targets: masks are added and parameters are frozen until nothing leaks
             from any of them (see `leakage`): embeddings get a mask behind them, matrices that leak one before them (or
             behind, where they see the data itself), norms, output biases and what cannot be masked are frozen as they
-            are, batch normalisations keep their running statistics. A few dozen rows that reach all of the model.
+            are, batch normalisations keep their running statistics (fresh ones take them once from these rows). A few
+            dozen rows that reach all of the model.
         loss: Training loss, as in `Task`; for ``strict``.
         outputs: As in `Task`; for ``strict``.
         seed: Mask seed.

@@ -65,7 +65,8 @@ class FixedStatistics(nn.Module):
     """A batch normalisation that keeps its running statistics: the same map of one example in every mode.
 
     Args:
-        norm: What it stands for; weight, bias and buffers keep their names.
+        norm: What it stands for; weight, bias and buffers keep their names. ``fresh`` says that it has seen no batch;
+            it takes its statistics from the one that it is called with while ``measuring`` is set.
     """
 
     weight: Tensor | None
@@ -76,6 +77,8 @@ class FixedStatistics(nn.Module):
     def __init__(self, norm: nn.modules.batchnorm._NormBase) -> None:
         super().__init__()
         self.eps = norm.eps
+        self.fresh = norm.num_batches_tracked is not None and int(norm.num_batches_tracked) == 0
+        self.measuring = False
         for name, parameter in norm.named_parameters():
             self.register_parameter(name, parameter)
         for name, buffer in norm.named_buffers():
@@ -86,6 +89,10 @@ class FixedStatistics(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return (h − mean) / √(variance + ε), times the weight plus the bias."""
+        if self.measuring and self.fresh:
+            others = [axis for axis in range(inputs.ndim) if axis != 1]
+            self.running_mean.copy_(inputs.mean(others))
+            self.running_var.copy_(inputs.var(others))
         return torch.nn.functional.batch_norm(
             inputs, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
         )

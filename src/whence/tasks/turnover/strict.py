@@ -36,7 +36,27 @@ def close_leaks(
         if not leaking:
             break
         close(task, _trace(task, examples), leaking, make)
+    if _measure_statistics(task, examples) and (leaking := _leaking(task, examples)):
+        _freeze(task, _trace(task, examples), leaking, make)
     return model
+
+
+def _measure_statistics(task: Task, examples: Examples) -> bool:
+    """Give batch normalisations that have seen no batch the statistics of one, under masks; return if there are any.
+
+    Left at 0 and 1 they would not normalise, and deep networks not train.
+    """
+    fixed = [module for module in task.model.modules() if isinstance(module, FixedStatistics) and module.fresh]
+    if not fixed:
+        return False
+    batch = task.place(examples.batch(np.arange(len(examples))))
+    for module in fixed:
+        module.measuring = True
+    with torch.no_grad(), task.evaluating(), _masked(task.model, batch):
+        task.forward(batch)
+    for module in fixed:
+        module.measuring = module.fresh = False
+    return True
 
 
 def _leaking(task: Task, examples: Examples) -> list[str]:
