@@ -22,8 +22,9 @@ class SeenUnseen:
     r"""Records, epoch by epoch, the mean training loss of the sub-networks that have and have not seen an example.
 
     The gap between the two is what has been memorised, measured without a validation set: the loss under the flipped
-    masks stands for that of such sub-networks on unseen data. The average network does better than its parts and
-    overfits later.
+    masks stands for that of such sub-networks on unseen data, until much has been memorised: then it lies above it (by
+    a third after 40 epochs on 2,000 rows of MNIST), for what an example's own units have taken over the others need
+    not learn. The average network does better than its parts and overfits later.
 
     Args:
         recipe: The recipe that trains; its model has masked layers and its outputs are `turn_over_outputs`.
