@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -213,3 +214,19 @@ def test_where_everything_is_right_already_the_loss_is_told() -> None:
     )  # fmt: skip
     found = verdict(curve)
     assert found.level == "right" and "lowers loss by 0.02 ± 0.002 nats; predicted -0.02" in found.sentence
+
+
+def test_resamples_a_few_at_a_time_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    ids = {"query_ids": np.arange(9), "ids": np.arange(20), "unit": "nats"}
+    one, other = (wh.Scores(values=torch.from_numpy(generator.normal(size=(9, 20))), **ids) for _ in range(2))
+    found, peaks = [], []
+    for numbers in (2**30, 9 * 20 * 3):
+        monkeypatch.setitem(agreement.__globals__, "_NUMBERS", numbers)
+        tracemalloc.start()
+        found.append(agreement(one, other, resamples=400))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (found[0].pooled, found[0].within) == (found[1].pooled, found[1].within)
+    assert found[0].queries == found[1].queries
+    assert peaks[1] < peaks[0] / 2

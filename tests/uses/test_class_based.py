@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 
 import whence as wh
 
@@ -87,3 +88,21 @@ def test_a_row_with_a_wrong_label_is_the_most_harmful() -> None:
 def test_what_it_refuses(call: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()  # type: ignore[operator]
+
+
+def test_labels_that_do_not_fit_the_references_are_refused() -> None:
+    attribution, reference = fitted()
+    for labels in ([0, 1], [0] * 151):
+        with pytest.raises(wh.DataError, match=r"one a reference \(150\)"):
+            wh.class_based(attribution, reference, labels=labels)
+    with pytest.raises(wh.DataError, match="got NaN for 1 reference"):
+        wh.class_based(scores(3, 4), labels=[0.0, float("nan"), 1.0])
+
+
+def test_references_of_an_estimator_are_rows_and_labels_as_it_takes_them() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(30, 3)), np.array(["ham", "spam", "eggs"] * 10)
+    task = wh.Task.from_sklearn(LogisticRegression().fit(x, y))
+    attribution = wh.Influence(curvature=wh.Exact()).fit(task, (x, y))
+    truth = wh.class_based(attribution.scores((x, y)), labels=y)
+    np.testing.assert_allclose(wh.class_based(attribution, (x, y)).values, truth.values, rtol=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from whence.evaluate.statistics import Interval, chance, correlation, percentile
 from whence.scores import Scores
 
 __all__ = ["Agreement", "Line", "agreement"]
+
+_NUMBERS = 2**20  # of resampled changes at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,8 @@ def agreement(predicted: Scores, actual: Scores, *, resamples: int = 1000, seed:
     Raises:
         ConfigError: An id is missing, or there are fewer than 3 examples.
 
+    Cost: Q·K·resamples operations; memory for some resamples at a time.
+
     Example:
         >>> import torch
         >>> ids, values = np.arange(5), torch.arange(5.0)[None]
@@ -103,27 +108,33 @@ def agreement(predicted: Scores, actual: Scores, *, resamples: int = 1000, seed:
     count = len(columns)
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, count, (resamples, count))
-    lines = {id_: _line(x[q], y[q], x[q][drawn], y[q][drawn]) for q, id_ in enumerate(actual.query_ids.tolist())}
-    together = [np.moveaxis(a[:, drawn], 0, 1).reshape(resamples, -1) for a in (x, y)]
-    pooled = _line(x.reshape(-1), y.reshape(-1), *together)
-    within = percentiles(float(correlation(x, y).mean()), correlation(x[:, drawn], y[:, drawn]).mean(0))
+    ids = actual.query_ids.tolist()
+    lines = {id_: _line(x[q], y[q], [(x[q][drawn], y[q][drawn])]) for q, id_ in enumerate(ids)}
+    # a few resamples of all queries at a time: all at once would take Q·K·resamples numbers
+    blocks = np.array_split(drawn, min(resamples, -(-x.size * resamples // _NUMBERS)))
+    together = ([np.moveaxis(a[:, some], 0, 1).reshape(len(some), -1) for a in (x, y)] for some in blocks)
+    pooled = _line(x.reshape(-1), y.reshape(-1), together)
+    inner = [correlation(x[:, some], y[:, some]).mean(0) for some in blocks]
+    within = percentiles(float(correlation(x, y).mean()), np.concatenate(inner))
     return Agreement(
         queries=lines, pooled=pooled, within=within, chance=chance(x, y), spread=float(np.sqrt(np.mean(y**2))),
         unit=actual.unit,
     )  # fmt: skip
 
 
-def _line(x: np.ndarray, y: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> Line:
-    """Return one line from the points [K] and their resamples [R, K]."""
-    (slope, intercept), (slopes, intercepts) = _least_squares(x, y), _least_squares(xs, ys)
-    ranks = [scipy.stats.rankdata(a, axis=-1) for a in (x, y, xs, ys)]
-    return Line(
-        slope=percentiles(float(slope), slopes),
-        intercept=percentiles(float(intercept), intercepts),
-        pearson=percentiles(float(correlation(x, y)), correlation(xs, ys)),
-        spearman=percentiles(float(correlation(ranks[0], ranks[1])), correlation(ranks[2], ranks[3])),
-        count=len(x),
+def _line(x: np.ndarray, y: np.ndarray, resampled: Iterable[Sequence[np.ndarray]]) -> Line:
+    """Return one line from the points [K] and their resamples, some [R, K] at a time."""
+    many = np.concatenate([_figures(xs, ys) for xs, ys in resampled], 1)  # [4, R]
+    slope, intercept, pearson, spearman = (
+        percentiles(float(value), values) for value, values in zip(_figures(x, y), many, strict=True)
     )
+    return Line(slope=slope, intercept=intercept, pearson=pearson, spearman=spearman, count=len(x))
+
+
+def _figures(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return slope, intercept, Pearson's and Spearman's correlation along the last axis [4, ...]."""
+    ranks = [scipy.stats.rankdata(a, axis=-1) for a in (x, y)]
+    return np.stack([*_least_squares(x, y), correlation(x, y), correlation(*ranks)])
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ import torch
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError, DataError
 from whence.scores import Scores, Signal
+from whence.tasks import Task
 
 __all__ = ["class_based", "class_means", "sample_references"]
 
@@ -35,10 +36,10 @@ def class_based(
 
     Args:
         source: `Scores` whose rows are the references; or an attribution or index: anything with ``.scores(queries)``.
-        reference: The references where ``source`` is not `Scores`: labelled examples as `as_examples` takes them, or
-            `QueryFeatures` for an index.
-        labels: Class of every reference [Q], where ``reference`` does not hold them. For tokens: their tags, one row
-            of scores a token.
+        reference: The references where ``source`` is not `Scores`: labelled examples as ``source.scores`` takes
+            them, or `QueryFeatures` for an index.
+        labels: Class of every reference [Q], where ``reference`` does not hold them. For `Scores` of tokens: their
+            tags, one row of scores a token.
         reduction: "class" or "mean".
 
     Returns:
@@ -46,7 +47,7 @@ def class_based(
 
     Raises:
         ConfigError: There are no labels, or the source has neither scores nor ids.
-        DataError: Their number is not that of the references.
+        DataError: Their number is not that of the references, or one is NaN.
 
     Cost: the scores of the references, some at a time: C·N numbers are held, never Q·N.
 
@@ -114,15 +115,27 @@ def sample_references(data: Any, *, per_class: int = 50, seed: int = 0, exclude:
 def _labels(source: Any, reference: Any, labels: Any) -> Array:
     """Return the class of every reference [Q]."""
     count = len(source.query_ids) if isinstance(source, Scores) else None
-    if labels is None and reference is not None and not hasattr(reference, "parts"):
-        targets = as_examples(reference).targets
+    examples = _examples(source, reference)
+    if labels is None and examples is not None:
+        targets = examples.targets
         labels = None if targets is None else targets.cpu().numpy()
     if labels is None:
         raise ConfigError("references must have labels, got none. Pass (inputs, labels) or labels=.")
     known = np.asarray(labels)
+    count = len(examples) if count is None and examples is not None else count
     if known.ndim != 1 or (count is not None and len(known) != count):
         raise DataError(f"labels must be one a reference ({count}), got shape {known.shape}.")
+    if known.dtype.kind == "f" and np.isnan(known).any():
+        raise DataError(f"labels must be classes, got NaN for {int(np.isnan(known).sum())} references. Leave them out.")
     return known
+
+
+def _examples(source: Any, reference: Any) -> Examples | None:
+    """Return references as the source takes them; None where there are none, and for query features of an index."""
+    if reference is None or hasattr(reference, "parts"):
+        return None
+    task = getattr(source, "task", None)
+    return task.examples(reference) if isinstance(task, Task) else as_examples(reference)
 
 
 def _means(source: Any, reference: Any, labels: Any) -> tuple[Array, Array, Array, str | None]:
@@ -155,7 +168,7 @@ def _blocks(source: Any, reference: Any, count: int) -> Iterator[Scores]:
     if reference is None:
         raise ConfigError("reference must be given where the source is no Scores, got None.")
     block = max(_LEAST_BLOCK, _BLOCK_NUMBERS // max(1, len(source.ids)))
-    examples = None if hasattr(reference, "parts") else as_examples(reference)  # else query features of an index
+    examples = _examples(source, reference)
     for start in range(0, count, block):
         stop = min(start + block, count)
         asked = reference.rows(slice(start, stop)) if examples is None else examples.select(np.arange(start, stop))
