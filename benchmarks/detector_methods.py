@@ -56,10 +56,19 @@ class Subject:
                 weights=tuple(kept["weights"]), learning_rates=tuple(kept["rates"]), epochs=tuple(kept["epochs"]),
                 model=model.eval(),
             )  # fmt: skip
+        start = time.perf_counter()
         run = wh.record_checkpoints(self.recipe, self.rows.train, count=5, seed=self.seed)
         self.folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"weights": list(run.weights), "rates": list(run.learning_rates), "epochs": list(run.epochs)}, path)
+        kept = {"weights": list(run.weights), "rates": list(run.learning_rates), "epochs": list(run.epochs)}
+        torch.save({**kept, "seconds": time.perf_counter() - start}, path)
         return run
+
+    @property
+    def training_seconds(self) -> float | None:
+        """What the training took, whenever that was."""
+        _ = self.run
+        seconds: float | None = torch.load(self.folder / "checkpoints.pt", weights_only=True).get("seconds")
+        return seconds
 
     @cached_property
     def task(self) -> wh.Task:

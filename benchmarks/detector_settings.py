@@ -44,8 +44,10 @@ def subject_of(setting: Setting, cache: Path, tiny: bool) -> Subject:
     """Return the noisy rows of a setting and how its model is trained."""
     rows = load(setting.data, setting.rows, tiny)
     epochs, steps = (2, 4) if tiny else (setting.epochs, setting.steps)
-    gex = wh.GEX(members=2 if tiny else 8, steps=steps, clip=1.0,
-                  learning_rate=0.2 if tiny else setting.rate)
+    gex = wh.GEX(
+        members=2 if tiny else 8, steps=steps, clip=1.0, learning_rate=0.2 if tiny else setting.rate,
+        folder=cache / "members",
+    )  # fmt: skip
     linear = ["10", "12"] if setting.kind == "vgg" else None
     return Subject(
         rows=rows.noisy(NOISE, seed=0), recipe=recipe(rows, epochs, setting.kind), gex=gex,
