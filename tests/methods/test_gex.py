@@ -311,3 +311,10 @@ def test_what_cannot_be_sent_to_a_process_is_told(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(build, "__qualname__", "build")  # as of a module, which has no such name
     with pytest.raises(wh.ConfigError, match="must be importable for processes > 1"):
         wh.GEX(members=2, recipe=recipe, processes=2).fit(wh.Task(linear()), data())
+
+
+def test_batch_normalisations_are_never_given_one_example() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double().eval()
+    fitted = wh.GEX(members=2, steps=6, batch_size=13).fit(wh.Task(model), data(40))  # 3 · 13 + 1
+    assert fitted.features.abs().max() > 0

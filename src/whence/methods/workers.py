@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -35,7 +34,8 @@ def workers(processes: int, sent: str) -> Iterator[ProcessPoolExecutor]:
                     f"processes must live until their work is done, got one of {processes} that ended. Use fewer, as "
                     'memory may have run out; a script must call from within if __name__ == "__main__":'
                 ) from error
-            if isinstance(error, (AttributeError, TypeError, pickle.PicklingError)) and "pickle" in str(error):
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if kinds & {"AttributeError", "TypeError", "PicklingError"} and "pickle" in str(error):
                 raise ConfigError(
                     f"{sent} must be importable for processes > 1, got: {error}. "
                     "Define them at the top of a module, or use processes=1."
