@@ -246,7 +246,7 @@ def cleansing(report: support.Report, tiny: bool) -> None:
     rankings = {"turn-over": fitted.scores(data["validation"]), "EK-FAC influence": mean_of(influence)}
     draw, found = np.random.default_rng(0), {}
     base = accuracies(recipe, train, [], data["test"], retrainings)
-    for share in (0.05, 0.1, 0.2, 0.3):
+    for share in (0.02, 0.05, 0.1, 0.2):
         control = [
             accuracies(recipe, train, train.ids[draw.permutation(rows)[: round(share * rows)]], data["test"], 1, seed)
             for seed in range(retrainings)

@@ -45,6 +45,10 @@ def cleanse(source: Any, validation: Any = None, *, share: float = 0.1) -> Clean
     harm_i = −(1/V) Σ_t s(t, i) over the validation rows t. A training set may be right and still hold rows that mislead
     on another distribution; a small labelled sample of that distribution tells which.
 
+    Scores are of single rows. Those of a precise method (influence) agree on what is wrong with the model as a whole,
+    such as its share of a class, and many rows at once overshoot it: choose the share on rows held back from the
+    validation set.
+
     Args:
         source: `Scores` whose rows are the validation set, or an attribution or index: anything with ``.scores``.
         validation: Labelled validation rows, where ``source`` is not `Scores`.
