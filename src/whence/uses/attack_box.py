@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,8 +57,10 @@ class Box:
         return self.radius * self.level
 
     def check(self, original: Tensor) -> None:
-        """Raise unless inputs lie in the valid range."""
+        """Raise unless inputs are finite and lie in the valid range."""
         least, largest = float(original.min()), float(original.max())
+        if not (math.isfinite(least) and math.isfinite(largest)):
+            raise ConfigError("inputs must be finite, got NaN or infinity. Fill or drop those rows.")
         if (self.low is not None and least < self.low) or (self.high is not None and largest > self.high):
             raise ConfigError(
                 f"inputs must lie between {self.low} and {self.high}, got {least:.4g} to {largest:.4g}. "
