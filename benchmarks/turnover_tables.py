@@ -91,8 +91,8 @@ def _cleansing(settings: dict[str, Any], figures: dict[str, Any]) -> Iterable[st
         f"Cleansing for a shifted test set: {settings['rows']:,} sentences of Rotten Tomatoes, scored on "
         f"{settings['validation']} IMDB reviews ({settings['members']} mask seeds); the most harmful left out, "
         f"{settings['retrainings']} trainings each; accuracy on {settings['test']:,} other IMDB reviews, before: "
-        f"{figures['before']:.4f}. Influence agrees with itself on the model's share of a class, which a few rows correct "
-        "and many overshoot.\n"
+        f"{figures['before']:.4f}. Influence agrees with itself on the model's share of a class, which a few rows "
+        "correct and many overshoot.\n"
     )
     rows = [
         [f"{float(share):.0%}", f"{one['turn-over']['accuracy']:.4f}",
