@@ -23,6 +23,7 @@ class Setting:
     kind: str
     memorised: bool
     rate: float | str = 0.4
+    clip: float | None = 1.0
     steps: int = 160
     folds: int = 3
 
@@ -34,9 +35,11 @@ SETTINGS = {
         name="MNIST, stopped early", data="mnist", rows=10_000, epochs=4, kind="vgg", memorised=False),
     "cifar10n": Setting(
         name="CIFAR-10N (worse)", data="cifar10n", rows=5_000, epochs=40, kind="vgg", memorised=True, folds=2),
-    "sms": Setting(name="SMS", data="sms", rows=4_500, epochs=20, kind="perceptron", memorised=True, rate="auto"),
+    "sms": Setting(name="SMS", data="sms", rows=4_500, epochs=20, kind="perceptron", memorised=True, rate="auto",
+        clip=None),
     "ag_news": Setting(
-        name="AG News", data="ag_news", rows=6_000, epochs=20, kind="perceptron", memorised=True, rate="auto"),
+        name="AG News", data="ag_news", rows=6_000, epochs=20, kind="perceptron", memorised=True, rate="auto",
+        clip=None),
 }  # fmt: skip
 
 
@@ -45,7 +48,7 @@ def subject_of(setting: Setting, cache: Path, tiny: bool) -> Subject:
     rows = load(setting.data, setting.rows, tiny)
     epochs, steps = (2, 4) if tiny else (setting.epochs, setting.steps)
     gex = wh.GEX(
-        members=2 if tiny else 8, steps=steps, clip=1.0, learning_rate=0.2 if tiny else setting.rate,
+        members=2 if tiny else 8, steps=steps, clip=setting.clip, learning_rate=0.2 if tiny else setting.rate,
         folder=cache / "members",
     )  # fmt: skip
     linear = ["10", "12"] if setting.kind == "vgg" else None
