@@ -41,6 +41,12 @@ def turn_over(
     from a dropout module (Hugging Face), and stays random elsewhere (``nn.MultiheadAttention(dropout=)``);
     `leakage` says so. Masks act by unit at all positions, in images by channel.
 
+    Strictness has a price: masks in every layer tell examples apart, and a deep network can learn labels from its masks
+    instead of the data. Measured after 20 epochs on 800 rows, test accuracy with ordinary dropout, usual and strict: a
+    perceptron .880 / .845 / .845, a small transformer .965 / .895 / .825, six convolutions of 16 to 64 channels .955 /
+    .950 / .250, where loss on what was seen is 0 and on what was not 12 nats. Compare `TurnOverAttribution.seen_losses`
+    with the unseen ones.
+
     Args:
         model: MLP, CNN, transformer; not changed.
         p: Share of the units that an example keeps. The dropout layers' own rates are not used.
