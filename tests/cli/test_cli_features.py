@@ -59,6 +59,7 @@ def test_words_of_messages(call: Call, audited: Audited, tmp_path: Path) -> None
             assert sizes == sorted(sizes, reverse=True)
             assert all(one["name"] in entry["content"]["text"] for one in features)
     plain = explained(call(*asked, "--json"))
+    assert found["query"] == plain["query"]
     assert "features" not in plain["helpful"][0]
     scores = [[entry["score"] for entry in one["helpful"]] for one in (found, plain)]
     assert scores[0] == pytest.approx(scores[1])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import whence as wh
 from whence import EKFAC, Influence, Task, as_examples
 from whence.data import LabelledData
 from whence.errors import ConfigError, DataError
@@ -244,3 +245,32 @@ def test_an_attribution_of_other_rows_is_refused(attribution) -> None:
         find_label_errors(attribution, data=texts().rows(np.arange(50)))
     with pytest.raises((ConfigError, DataError), match="must"):
         find_label_errors(attribution, data=texts(order=np.arange(ROWS)[::-1]))
+
+
+def test_leave_one_out_predictions_fade_out_where_leverage_is_large() -> None:
+    """A network that fits every row: a hundredth of leverage more or less does not turn the list around."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 8)
+    y = torch.randint(0, 2, (60,))
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+
+    model = wh.Recipe(build=build, learning_rate=1e-2, epochs=60).train(wh.as_examples((x, y)))
+    attribution = wh.Influence(curvature=wh.EKFAC(damping=1e-4)).fit(wh.Task(model), (x, y))
+    with pytest.warns(UserWarning, match="the mean leverage is"):
+        found = wh.find_label_errors(attribution)
+    fitted = attribution.leave_one_out().fitted_outputs.softmax(1)
+    assert (found["suspicion"] > 0.99).sum() <= (1 - fitted.gather(1, y[:, None]) > 0.5).sum()
+
+
+def test_a_curvature_is_a_config_and_a_loss_is_no_torch_module() -> None:
+    with pytest.raises(ConfigError, match=r"such as EKFAC\(\), got 'ekfac'"):
+        wh.Influence(curvature="ekfac")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="got 'KFAC'"):
+        wh.Influence(curvature=wh.KFAC)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match='say "cross_entropy"'):
+        wh.Task(nn.Linear(2, 2), loss=nn.CrossEntropyLoss())
+    attribution = wh.Influence().fit(wh.Task(nn.Linear(2, 2)), (torch.randn(4, 2), torch.tensor([0, 1, 0, 1])))
+    with pytest.raises(ConfigError, match="groups must map names to ids, got list"):
+        attribution.group_scores([1, 2])  # type: ignore[arg-type]

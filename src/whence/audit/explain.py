@@ -87,8 +87,8 @@ def explain(
     if features and isinstance(attribution, InfluenceAttribution):
         asked = as_examples((_one(query), target))
         for entry in (entry for side in sides.values() for entry in side):
-            row = positions[entry["id"]]
-            entry.update(feature_effects(data, attribution, query.transform, asked, row, features))
+            place = positions[entry["id"]]
+            entry.update(feature_effects(data, attribution, query.transform, asked, place, features))
     return {
         "format": 1,
         "whence": run.manifest["whence"],

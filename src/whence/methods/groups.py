@@ -176,6 +176,8 @@ def group_scores(
 
     Cost: as `InfluenceAttribution.scores`; order 2 a Newton step and a forward pass over the queries a group.
     """
+    if not isinstance(groups, Mapping):
+        raise ConfigError(f"groups must map names to ids, got {type(groups).__name__}. Pass {{'name': ids}}.")
     edits = {name: _edit_of(attribution, name, list(ids)) for name, ids in groups.items()}
     if not edits:
         raise ConfigError("groups must name at least one group, got none.")

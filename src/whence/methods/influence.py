@@ -53,6 +53,9 @@ class Influence:
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}.")
+        if isinstance(self.curvature, (str, type)):
+            name = self.curvature if isinstance(self.curvature, str) else self.curvature.__name__
+            raise ConfigError(f"curvature must be a config such as EKFAC(), got {name!r}. Make one with its settings.")
         if self.memory_budget < 0:
             raise ConfigError(f"memory_budget must be zero or positive bytes, got {self.memory_budget}.")
 

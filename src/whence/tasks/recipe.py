@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whence.data import Batch, Examples
+from whence.data import Batch, Examples, as_examples
 from whence.errors import ConfigError, NumericalError
 from whence.tasks.convex import minimise
 from whence.tasks.losses import Loss
@@ -119,7 +119,7 @@ class Recipe:
 
     def train(
         self,
-        examples: Examples,
+        examples: Any,
         *,
         exclude: Sequence[Any] | np.ndarray = (),
         labels: Tensor | None = None,
@@ -131,7 +131,7 @@ class Recipe:
         """Train a model.
 
         Args:
-            examples: Training examples.
+            examples: Training examples: anything that `as_examples` takes.
             exclude: Ids to leave out.
             labels: Other targets [N, ...] in row order.
             weights: Weights [N] in row order, 1 by default.
@@ -146,6 +146,7 @@ class Recipe:
         Raises:
             NumericalError: The loss becomes non-finite, or "lbfgs" does not reach its gradient norm.
         """
+        examples = as_examples(examples)
         examples = examples if labels is None else examples.with_targets(labels)
         weights = torch.ones(len(examples)) if weights is None else weights.clone().float()
         if len(weights) != len(examples):

@@ -297,6 +297,11 @@ def _resolve(value: Any, role: str) -> Any:
     """Return the loss of a name, or the value if it can be called."""
     if isinstance(value, str):
         return loss_by_name(value)
+    if isinstance(value, nn.modules.loss._Loss):
+        raise ConfigError(
+            f'{role} must be a name or a callable (model, batch) -> [B], got {type(value).__name__}. '
+            'For CrossEntropyLoss say "cross_entropy", for BCEWithLogitsLoss "binary_cross_entropy", for MSELoss "mse".'
+        )
     if not callable(value):
         raise ConfigError(f"{role} must be a name or a callable, got {type(value).__name__}.")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -39,6 +40,7 @@ SIGNALS = {
 _NEIGHBOURS = 20
 _EVIDENCE_ROWS = 1_050
 _TINY = 1e-12
+_LARGE_LEVERAGE = 0.25
 _MOST_OUTPUTS = 20
 
 
@@ -206,15 +208,29 @@ def _judge(source: Any, given: Array, embeddings: Any) -> _Judgement:
 
 
 def _judge_attribution(attribution: Any) -> _Judgement:
-    """Return the predicted leave-one-out probabilities of an attribution."""
+    """Return the predicted leave-one-out probabilities of an attribution, the fitted ones where it cannot be trusted.
+
+    Where an example fixes most of its own prediction, or the mean example much of it (a network that fits every row),
+    1/(1 − leverage) magnifies whatever is wrong with the curvature.
+    """
     if not hasattr(attribution, "leave_one_out"):
         raise ConfigError("this attribution predicts no leave-one-out outputs. Pass probabilities as well.")
     held = attribution.leave_one_out()
     logits = _two_columns(held.outputs.double().numpy())
     fitted = _two_columns(held.fitted_outputs.double().numpy())
     signals = {"loss": held.fitted_losses, "leave_one_out_loss": held.losses, "leverage": held.leverage}
-    probabilities = _softmax(logits if held.leverage.mean() <= 0.5 else fitted)
-    return _Judgement(probabilities, logits if held.leverage.mean() <= 0.5 else fitted, signals)
+    mean = float(held.leverage.mean())
+    own = np.clip(3 - 4 * held.leverage, 0, 1)  # whole up to a leverage of .5, none at .75
+    trust = own * np.clip(2 - 4 * mean, 0, 1)  # whole up to a mean of .25, none at .5
+    judged = fitted + trust[:, None] * (logits - fitted)
+    if mean > _LARGE_LEVERAGE:
+        warnings.warn(
+            f"leave-one-out predictions are {'not' if mean >= 2 * _LARGE_LEVERAGE else 'partly'} used: the mean "
+            f"leverage is {mean:.2f}, the model has nearly as many effective parameters as rows. Name the weight_decay "
+            "it was trained with in Task, use more damping, or pass out-of-sample probabilities.",
+            stacklevel=4,
+        )
+    return _Judgement(_softmax(judged), judged, signals)
 
 
 def _signals(judgement: _Judgement, given: Array) -> dict[str, Array]:
