@@ -296,3 +296,22 @@ def test_what_is_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(wh.ConfigError, match=match):
             wh.Box(**settings_)
+
+
+def test_an_effect_below_the_recipes_gradient_norm_times_a_hundred_is_found() -> None:
+    torch.manual_seed(0)
+    x, y = torch.rand(30, 4), torch.arange(30) % 2
+    norms = {}
+    for norm in (1e-6, 1e-8):
+        recipe = wh.Recipe(build=lambda: nn.Linear(4, 2), optimizer="lbfgs", weight_decay=0.05, gradient_norm=norm)
+        wanted = wh.AttackSettings(random_controls=0, gradient_control=False)
+        norms[norm] = wh.attack(recipe, (x, y), (x[:2], y[:2]), method=EXACT, settings=wanted).margin_drop
+    assert norms[1e-6] == pytest.approx(norms[1e-8], rel=0.05)
+    assert norms[1e-8] > 0
+
+
+def test_inputs_that_cannot_be_moved_are_refused_before_training() -> None:
+    recipe = wh.Recipe(build=lambda: nn.Linear(4, 2), optimizer="lbfgs", weight_decay=0.05)
+    x, y = torch.randint(0, 9, (8, 4)), torch.arange(8) % 2
+    with pytest.raises(wh.ConfigError, match="one floating-point tensor"):
+        wh.attack(recipe, (x, y), (x[:1], y[:1]), method=EXACT)

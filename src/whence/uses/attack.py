@@ -208,7 +208,7 @@ def attack(
 
     Cost: a training and a solve a step, twice with the gradient control; a training a random control. The method is
         fitted once, and again where the weights have moved by 5 % since: its curvature serves those between. An exact
-        recipe's trainings within the ascent stop at 100 times its gradient norm; what is reported is trained to it.
+        recipe's trainings within the ascent stop at up to 100 times its gradient norm; what is reported reaches it.
     Reference: Koh & Liang (2017), §5.2; Goodfellow et al. (2015) for the sign. The gradient control is the inner
         product of gradients, as in Geiping et al. (2021) without its normalisation.
 
@@ -229,6 +229,7 @@ def attack(
         raise ConfigError("train and targets of an attack must have labels, got inputs alone. Pass (inputs, labels).")
     if settings.images > len(victim.examples):
         raise ConfigError(f"images must be at most {len(victim.examples)} training examples, got {settings.images}.")
+    victim.inputs(np.arange(1))  # refused before anything is trained
     model = victim.train(victim.seen)
     held = Held(method)
     reach = _reach(victim, held, model, settings.box)

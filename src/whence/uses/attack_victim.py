@@ -18,7 +18,8 @@ from whence.tasks import Recipe, Task
 __all__ = ["Held", "Method", "Victim", "altered", "margins"]
 
 _CHUNK = 256
-_ROUGH = 100.0  # times the gradient norm at which a step's training may stop
+_ROUGH = 100.0  # times the gradient norm at which a step's training may stop,
+_SHARE = 0.01  # or this share of the gradient that the altered rows make, whichever is less
 _NEAR = 0.05  # relative change of the weights up to which a curvature is used again
 
 
@@ -97,8 +98,9 @@ class Victim:
         """Return the model trained on examples; an exact recipe may start from a model nearby and stop early."""
         exact = self.recipe.optimizer == "lbfgs" and self.recipe.loop is None
         recipe = copy.copy(self.recipe)
-        if exact and roughly:
-            recipe.gradient_norm *= _ROUGH
+        if exact and roughly and warm is not None:
+            rest = _SHARE * _gradient_norm(self.recipe.task(warm), examples)
+            recipe.gradient_norm = max(recipe.gradient_norm, min(_ROUGH * recipe.gradient_norm, rest))
         return recipe.train(examples, seed=self.seed, start=warm if exact else None)
 
     def maps(self, held: Held, model: nn.Module, examples: Examples, rows: np.ndarray, values: Tensor) -> Tensor:
@@ -124,6 +126,17 @@ class Victim:
         assert targets is not None
         gap, predicted = margins(torch.cat(outputs).cpu(), targets)
         return gap, predicted, float(torch.cat(measured).double().mean())
+
+
+def _gradient_norm(task: Task, examples: Examples) -> float:
+    """Return ‖∇J‖ of a model on examples."""
+    named = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
+    total = [task.decay_of(name) * p.detach() for name, p in named.items()]
+    with task.evaluating(), torch.enable_grad():
+        for batch in examples.batches(_CHUNK):
+            share = task.losses(task.place(batch)).sum() / len(examples)
+            total = [t + g for t, g in zip(total, torch.autograd.grad(share, list(named.values())), strict=True)]
+    return float(torch.cat([t.reshape(-1) for t in total]).norm())
 
 
 def margins(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
