@@ -89,8 +89,8 @@ class Perturbation:
             top: Features a pair of query and example.
             names: Of the features in the order of the flattened input (columns of a table), or of tokens by number.
             reference: What a feature would be without information, such as the means of a table's columns, shaped
-                like one input; of a task `from_sklearn`, after the steps of its pipeline. Then features rank by their effect, and without one by their derivative. For tokens
-                it is 0, the embedding taken away.
+                like one input; of a task `from_sklearn`, after the steps of its pipeline. Then features rank by their
+                effect, and without one by their derivative. For tokens it is 0, the embedding taken away.
 
         Returns:
             A frame ``query, id, rank, feature, value, derivative, effect``: ``effect`` is the predicted rise when
@@ -183,9 +183,9 @@ def perturbation(
     r"""Return how altering training inputs changes measurements: I = −(1/N) ∇m_tᵀ H⁻¹ ∇_x∇_θ ℓ_z, shaped like x.
 
     Multiply by δ and sum: the predicted rise of the measurement when x becomes x + δ under the same label and the
-    model is trained again. 1/N is included. The inputs of a task `from_sklearn` are those that its pipeline's last
-    step is given (standardised, say; coordinates in the kernel's span for an SVC). It is minus the derivative of the example's score in its input: what
-    makes an example more helpful lowers the query's loss.
+    model is trained again. 1/N is included. It is minus the derivative of the example's score in its input: what
+    makes an example more helpful lowers the query's loss. The inputs of a task `from_sklearn` are those that its
+    pipeline's last step is given (standardised, say; coordinates in the kernel's span for an SVC).
 
     Args:
         attribution: A fitted attribution, with its training examples.
