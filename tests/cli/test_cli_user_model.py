@@ -112,6 +112,16 @@ def test_audit_and_explain(call, place: Path, tmp_path: Path, weights: str) -> N
     assert call("clean", run, "--out", tmp_path / "clean.csv").code == 0
 
 
+def test_a_model_that_learned_nothing_is_told(call, place: Path, tmp_path: Path) -> None:
+    """All weights zero, as good as untrained: every row is as likely as the other class."""
+    save_file({"0.weight": torch.zeros(2, 2), "0.bias": torch.zeros(2)}, tmp_path / "zero.safetensors")
+    model = (*own(place, weights=None), "--weights", tmp_path / "zero.safetensors")
+    shown = call("audit", place / "data.csv", "--out", tmp_path / "run", "--label", "label", "--json", *model)
+    assert shown.code == 0, shown.err
+    told = json.loads(shown.out)["warnings"]
+    assert any(one["title"] == "The model learned little." and "audited rows" in one["text"] for one in told)
+
+
 def test_inputs_are_made_where_the_function_returns_a_model_alone(call, place: Path, tmp_path: Path) -> None:
     shown = call("audit", place / "data.csv", "--out", tmp_path / "run", "--label", "label", *own(place, "plain", None))
     assert shown.code == 0, shown.err

@@ -124,12 +124,14 @@ def _notices(found: Finished) -> Sequence[Notice]:
         )
     counts = np.bincount(data.labels, minlength=len(data.classes))
     majority = float(counts.max() / counts.sum())
-    if held_out is not None and held_out < majority + 0.02:
+    best, rows = (fitted, "the audited") if held_out is None else (held_out, "new")
+    if best < majority + 0.02:
         notices.append(
             Notice(
                 title="The model learned little.",
-                text=f"It labels {held_out:.1%} of new rows as given, no better than always answering the most "
-                f"frequent class ({majority:.1%}). Its suspicions are close to guesses: bring a better model.",
+                text=f"It labels {best:.1%} of {rows} rows as given, no better than always answering the most "
+                f"frequent class ({majority:.1%}). Its suspicions are close to guesses: bring a better model, or its "
+                "trained weights.",
             )
         )
     rare = [name for name, count in zip(data.classes, counts.tolist(), strict=True) if 0 < count < _TINY_CLASS]
