@@ -13,10 +13,11 @@ from whence.methods.baselines import (
 from whence.methods.checkpoints import Checkpoints, record_checkpoints
 from whence.methods.corrected import LeaveOneOut
 from whence.methods.ensemble import Ensemble, EnsembleAttribution, load_ensemble
-from whence.methods.gex import GEX, GEXAttribution, Laplace
+from whence.methods.gex import GEX, GEXAttribution
 from whence.methods.gex_diagnosis import Diagnosis
 from whence.methods.gradients import GradientCosine, GradientDot
 from whence.methods.influence import Influence, InfluenceAttribution
+from whence.methods.laplace import Laplace
 from whence.methods.perturbation import Perturbation
 from whence.methods.plan import Plan, plan, plan_of
 from whence.methods.ranking import FlatAttribution, RankingAttribution

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import shutil
@@ -18,35 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence.curvature import Curvature
 from whence.data import Examples
 from whence.errors import ConfigError, NumericalError
 from whence.gradients import Coverage, Gradients, GradientStream, Matrix, chunk_size, find_layers
 from whence.index import Index, IndexWriter, QueryFeatures
 from whence.methods.gex_diagnosis import Diagnosis, diagnose
-from whence.methods.influence import Influence, InfluenceAttribution
+from whence.methods.laplace import Laplace, draw
 from whence.methods.members import Members
 from whence.methods.saved import loss_name
 from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task
 
-__all__ = ["GEX", "GEXAttribution", "Laplace"]
+__all__ = ["GEX", "GEXAttribution"]
 
 _CHUNK = 512
 _RATES = (0.05, 0.1, 0.2, 0.4)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Laplace:
-    r"""Members drawn from a Laplace approximation, ψ ~ N(θ̂, H⁻¹/N), instead of being trained.
-
-    Args:
-        curvature: H: `Exact`, `BlockExact`, `KFAC`, `EKFAC` or `Diagonal`.
-        layers: Which layers take part, as in `Influence`; "last" is the last-layer Laplace approximation.
-    """
-
-    curvature: Curvature
-    layers: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +170,7 @@ class GEX:
             identity["weight decay"] = repr((task.weight_decay, task.total_decay, sorted(task.decay_factors.items())))
         members.begin(identity)
         if self.posterior is not None:
-            _draw(self.posterior, members, examples, self.seed)
+            draw(self.posterior, members, examples, self.seed)
             return None
         if self.recipe is not None:
             chosen, rate = self.recipe, None
@@ -367,39 +352,3 @@ def _difference(task: Task, coverage: Coverage, member: torch.nn.Module) -> dict
     with torch.no_grad():
         changed = {name: named[name] - parameter for name, parameter in own.items()}
         return {layer.name: layer.join(changed)[None] for layer in coverage.layers}
-
-
-def _draw(posterior: Laplace, members: Members, examples: Examples, seed: int) -> None:
-    """Write members θ̂ + R ε / √N with R Rᵀ = H⁻¹."""
-    missing = [number for number in range(members.count) if not members.path(number).is_file()]
-    if not missing:
-        return
-    fitted = Influence(curvature=posterior.curvature, layers=posterior.layers).fit(members.task, examples)
-    root = getattr(fitted.preconditioner, "root", None)
-    if root is None:
-        raise ConfigError(
-            f"posterior must have a curvature that can be drawn from, got {type(posterior.curvature).__name__}. "
-            "Use Exact, BlockExact, KFAC, EKFAC or Diagonal."
-        )
-    for number in missing:
-        members.keep(number, _moved(fitted, root, torch.Generator().manual_seed(seed + number)))
-
-
-def _moved(fitted: InfluenceAttribution, root: Callable[[Gradients], Gradients], generator: torch.Generator) -> Any:
-    """Return a model drawn from the posterior."""
-    task = fitted.task
-    noise = {
-        layer.name: Matrix(
-            torch.randn(1, *layer.shape, generator=generator, dtype=torch.float64).to(task.device, task.gradient_dtype)
-        )
-        for layer in fitted.coverage.layers
-    }
-    drawn = root(Gradients(noise))
-    model = copy.deepcopy(task.model)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for layer in fitted.coverage.layers:
-            change = drawn.layers[layer.name].matrix()[0] / len(fitted.examples) ** 0.5
-            for name, moved in layer.split(change).items():
-                parameters[name].add_(moved.to(parameters[name]))
-    return model
