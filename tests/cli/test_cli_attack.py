@@ -109,6 +109,9 @@ def test_what_is_printed(attack: Callable[..., Outcome]) -> None:
     assert told.code == 0, told.err
     for words in ("of 1 predictions flip", "this attack", "random signs", "rounded to whole levels", "attack.html"):
         assert words in told.out
+    given = json.loads(attack("--target", 3, "--steps", 1, "--json", func="model").out)
+    lost = given["targets"][0]["margin_before"] <= 0
+    assert ("predicted otherwise than labelled before" in " ".join(told.out.split())) == lost
 
 
 def test_all_layers_by_the_recipe(attack: Callable[..., Outcome]) -> None:

@@ -100,6 +100,9 @@ def attack_data(
         recipe, train, asked, method=Influence(curvature=curvature), frozen=frozen, settings=wanted.settings,
         on_step=on_step,
     )  # fmt: skip
+    lost = int((found.targets["margin_before"] <= 0).sum())
+    if lost:
+        said.append(f"{lost} of {len(targets)} targets were predicted otherwise than labelled before: none can flip.")
     names = tuple(map(str, data.content.columns)) if isinstance(data.content, pd.DataFrame) else ()
     page = {
         "format": 1,

@@ -120,9 +120,11 @@ def _print(found: dict[str, Any], page: Path) -> None:
     """Print what flipped, beside the controls."""
     console, summary = Console(highlight=False), found["summary"]
     rows = ", ".join(plain(row["id"], 24) for row in found["altered"])
+    which = "row" if len(found["altered"]) == 1 else "rows"
+    rows += " is" if len(found["altered"]) == 1 else " are"
     colour = "yellow" if summary["flips"] else "green"
     console.print(
-        f"[{colour}]●[/] {summary['flips']} of {summary['targets']} predictions flip when row {escape(rows)} is "
+        f"[{colour}]●[/] {summary['flips']} of {summary['targets']} predictions flip when {which} {escape(rows)} "
         f"altered by at most {summary['largest_levels']:.3g} levels"
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -133,5 +135,7 @@ def _print(found: dict[str, Any], page: Path) -> None:
     for name, control in summary["controls"].items():
         table.add_row(escape(name), f"{control['drop']:.4g}", f"{control['flipped']:g}")
     console.print(table)
+    for sentence in found["said"]:
+        console.print(f"[dim]{escape(sentence)}[/]")
     console.print(f"[dim]mean margin before: {summary['margin_before']:.4g}; {escape(summary['stopped'])}[/]")
     console.print(f"page: [bold]{escape(str(page))}[/]", soft_wrap=True)
