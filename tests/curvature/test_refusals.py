@@ -86,7 +86,7 @@ def test_exact_refuses_large_models_before_it_allocates() -> None:
 
 
 def test_exact_expectation_over_positions_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"outputs \[B, C\].*sampled"):
+    with pytest.raises(ConfigError, match=r"outputs must be \[B, C\].*sampled"):
         EKFAC(fisher="exact").fit(stream_of(zoo.make("sequence")), seed=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,9 @@ class _Field:
         train = bench.train
         if default is None:
             config = Influence(curvature=EKFAC(damping="auto"), seed=self.seed)
-            frame = find_label_errors(config.fit(self.task, train), evidence=0)
+            with warnings.catch_warnings():  # how far its predictions can be trusted is what the truth will tell
+                warnings.simplefilter("ignore", UserWarning)
+                frame = find_label_errors(config.fit(self.task, train), evidence=0)
         else:
             counts = None if default.counts is None else default.counts[bench.train_rows]
             fits = fit_members(train, default.recipe, refit=default.refit, counts=counts, seed=self.seed)
