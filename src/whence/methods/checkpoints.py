@@ -121,7 +121,7 @@ def _read(path: Path) -> Any:
         return read_tensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # of a file that is no checkpoint torch raises errors of many kinds
         raise RunFormatError(f"{path} must be a file of weights, got: {str(error).splitlines()[0]}.") from error
 
 

@@ -18,8 +18,45 @@ from whence.scores import Scores, Signal
 __all__ = ["FlatAttribution", "RankingAttribution"]
 
 
+class _Ranks:
+    """What all methods that only rank offer, once they give values for queries and self-scores."""
+
+    name: str
+    examples: Examples
+    prepare: Callable[[Any], Examples]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids of the training examples [N]."""
+        return self.examples.ids
+
+    def scores(self, queries: Any) -> Scores:
+        """Return scores [Q, N], positive = helpful; they rank only, so their unit is None.
+
+        Args:
+            queries: Anything that `as_examples` takes, with labels.
+
+        Cost: that of the method, and Q·N numbers.
+        """
+        asked = self.prepare(queries)
+        return Scores(values=self._values(asked), query_ids=asked.ids, ids=self.ids, unit=None)
+
+    def self_scores(self) -> Signal:
+        """Return every training example's score for itself [N], no unit."""
+        values = self._own().double().cpu().numpy()
+        return Signal(values=values, ids=self.ids, name=f"{self.name} self-influence", unit=None)
+
+    def _values(self, queries: Examples) -> Tensor:
+        """Return values [Q, N]."""
+        raise NotImplementedError
+
+    def _own(self) -> Tensor:
+        """Return self-scores [N]."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RankingAttribution:
+class RankingAttribution(_Ranks):
     """A method that ranks, fitted: ask it for scores. Made by the ``fit`` of a method.
 
     Args:
@@ -40,28 +77,15 @@ class RankingAttribution:
         """Return name and count."""
         return f"RankingAttribution({self.name}, {len(self.examples):,} examples)"
 
-    @property
-    def ids(self) -> np.ndarray:
-        """Ids of the training examples [N]."""
-        return self.examples.ids
+    def _values(self, queries: Examples) -> Tensor:
+        return self.score(queries)
 
-    def scores(self, queries: Any) -> Scores:
-        """Return scores [Q, N], positive = helpful; they rank only, so their unit is None.
-
-        Args:
-            queries: Anything that `as_examples` takes, with labels.
-        """
-        asked = self.prepare(queries)
-        return Scores(values=self.score(asked), query_ids=asked.ids, ids=self.ids, unit=None)
-
-    def self_scores(self) -> Signal:
-        """Return every training example's score for itself [N], no unit."""
-        values = self.own().double().cpu().numpy()
-        return Signal(values=values, ids=self.ids, name=f"{self.name} self-influence", unit=None)
+    def _own(self) -> Tensor:
+        return self.own()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FlatAttribution:
+class FlatAttribution(_Ranks):
     """A method whose scores are inner products of flat features, fitted; its features go into an index.
 
     Args:
@@ -86,28 +110,6 @@ class FlatAttribution:
         """Return name and counts."""
         return f"FlatAttribution({self.name}, {len(self.examples):,} examples, {self.features.shape[1]:,} features)"
 
-    @property
-    def ids(self) -> np.ndarray:
-        """Ids of the training examples [N]."""
-        return self.examples.ids
-
-    def scores(self, queries: Any) -> Scores:
-        """Return scores [Q, N], positive = helpful; they rank only, so their unit is None.
-
-        Args:
-            queries: Anything that `as_examples` takes, with labels.
-
-        Cost: the features of the queries and Q·N·D operations.
-        """
-        asked = self.prepare(queries)
-        values = self.ask(asked) @ self.features.T
-        return Scores(values=values, query_ids=asked.ids, ids=self.ids, unit=None)
-
-    def self_scores(self) -> Signal:
-        """Return every training example's score for itself [N], no unit."""
-        values = self.own.double().cpu().numpy()
-        return Signal(values=values, ids=self.ids, name=f"{self.name} self-influence", unit=None)
-
     def query_features(self, queries: Any) -> QueryFeatures:
         """Return what an index of these features answers: inner products are scores."""
         asked = self.prepare(queries)
@@ -121,3 +123,9 @@ class FlatAttribution:
         rows = slice(writer.start, None)
         writer.append(held[rows], self.ids[rows], self.own[rows].double().cpu().numpy())
         return writer.close()
+
+    def _values(self, queries: Examples) -> Tensor:
+        return self.ask(queries) @ self.features.T
+
+    def _own(self) -> Tensor:
+        return self.own

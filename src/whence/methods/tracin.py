@@ -83,8 +83,9 @@ class TracIn:
         """The learning rate of every checkpoint [S]."""
         if self.learning_rates is not None:
             return tuple(self.learning_rates)
-        recorded = isinstance(self.checkpoints, Checkpoints)
-        return self.checkpoints.learning_rates if recorded else (1.0,) * len(self.checkpoints)  # type: ignore[union-attr]
+        if isinstance(self.checkpoints, Checkpoints):
+            return self.checkpoints.learning_rates
+        return (1.0,) * len(self.checkpoints)
 
     def fit(self, task: Task, train: Any) -> RankingAttribution | FlatAttribution:
         """Check the layers; with a projection, compute the features of the training examples.
