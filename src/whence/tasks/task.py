@@ -34,7 +34,8 @@ class Task:
             likelihood, which Gauss–Newton and Fisher need; a callable gets the empirical Fisher.
         measurement: What is asked about a query: default the training loss; otherwise a loss name, a
             `Loss`, or a callable ``(model, batch) -> [B]``. For `scores()` without queries a callable
-            ``(model) -> scalar``. It is cross-loss influence when it differs from the loss.
+            ``(model) -> scalar``, which may carry its unit as ``measured_in``. It is cross-loss influence when it
+            differs from the loss.
         weight_decay: λ, the coefficient of (λ/2)‖θ‖² next to the *mean* loss.
         outputs: ``(model, batch) -> logits`` where calling the model on the inputs does not give them. By
             default the model's result, its ``.logits``, or the first entry of a tuple.
@@ -141,7 +142,7 @@ class Task:
     def unit(self) -> str | None:
         """Unit of the measurement, where it is known."""
         measurement = self.loss if self.measurement is None else self.measurement
-        return measurement.unit if isinstance(measurement, Loss) else None
+        return measurement.unit if isinstance(measurement, Loss) else getattr(measurement, "measured_in", None)
 
     @property
     def smooth_loss(self) -> SmoothLoss | None:
