@@ -114,16 +114,29 @@ from whence.tasks import (
     turn_over,
     turn_over_outputs,
 )
+from whence.tasks.words import (
+    SkipGram,
+    Vocabulary,
+    WordCorpus,
+    WordEmbedding,
+    WordSimilarity,
+    WordTraining,
+    load_words,
+    train_words,
+    word_corpus,
+)
 from whence.uses.attack import Attack, AttackSettings, attack
 from whence.uses.attack_box import Box
 from whence.uses.class_based import class_based, class_means, sample_references
 from whence.uses.cleanse import Cleansing, cleanse
+from whence.uses.debias import hard_debias
 from whence.uses.label_errors import find_label_errors
 from whence.uses.learning_curves import SeenUnseen
 from whence.uses.mismatch import DomainMismatch, domain_mismatch
 from whence.uses.prune import prune, prune_iteratively
 from whence.uses.relabel import otsu_threshold, relabel
 from whence.uses.sources import SourceSeparation, separate_sources
+from whence.uses.weat import WEAT
 
 __all__ = [
     "BM25",
@@ -133,6 +146,7 @@ __all__ = [
     "KFAC",
     "LDS",
     "TRAK",
+    "WEAT",
     "Accuracy",
     "Agreement",
     "Attack",
@@ -200,6 +214,7 @@ __all__ = [
     "SeenUnseen",
     "Signal",
     "Similarity",
+    "SkipGram",
     "SourceSeparation",
     "Stability",
     "SubsetTruth",
@@ -211,7 +226,12 @@ __all__ = [
     "TurnOverDropout",
     "Unimodality",
     "Verdict",
+    "Vocabulary",
     "WhenceError",
+    "WordCorpus",
+    "WordEmbedding",
+    "WordSimilarity",
+    "WordTraining",
     "__version__",
     "agreement",
     "as_examples",
@@ -230,12 +250,14 @@ __all__ = [
     "extend_index",
     "find_label_errors",
     "forgetting",
+    "hard_debias",
     "lds",
     "leakage",
     "leave_group_out",
     "leave_one_out",
     "load",
     "load_ensemble",
+    "load_words",
     "masks",
     "open_index",
     "otsu_threshold",
@@ -254,10 +276,12 @@ __all__ = [
     "stability",
     "top",
     "train_subsets",
+    "train_words",
     "turn_over",
     "turn_over_outputs",
     "unimodality",
     "verdict",
+    "word_corpus",
 ]
 
 __version__ = "0.1.0"

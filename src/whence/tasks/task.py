@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from whence.data import Batch, Examples, as_examples
 from whence.errors import ConfigError
 from whence.tasks.estimators import FittedEstimator, fitted_estimator
 from whence.tasks.losses import Loss, SmoothLoss, loss_by_name
+from whence.tasks.measurement import ModelMeasurement
 
 __all__ = ["Task", "model_outputs"]
 
@@ -34,7 +36,7 @@ class Task:
             likelihood, which Gauss–Newton and Fisher need; a callable gets the empirical Fisher.
         measurement: What is asked about a query: default the training loss; otherwise a loss name, a
             `Loss`, or a callable ``(model, batch) -> [B]``. For `scores()` without queries a callable
-            ``(model) -> scalar``, which may carry its unit as ``measured_in``. It is cross-loss influence when it
+            ``(model) -> scalar``, best a `ModelMeasurement`, which has a unit. It is cross-loss influence when it
             differs from the loss.
         weight_decay: λ, the coefficient of (λ/2)‖θ‖² next to the *mean* loss.
         outputs: ``(model, batch) -> logits`` where calling the model on the inputs does not give them. By
@@ -142,7 +144,7 @@ class Task:
     def unit(self) -> str | None:
         """Unit of the measurement, where it is known."""
         measurement = self.loss if self.measurement is None else self.measurement
-        return measurement.unit if isinstance(measurement, Loss) else getattr(measurement, "measured_in", None)
+        return measurement.unit if isinstance(measurement, (Loss, ModelMeasurement)) else None
 
     @property
     def smooth_loss(self) -> SmoothLoss | None:
@@ -229,22 +231,30 @@ class Task:
         """Return the measurement of the model alone, a scalar.
 
         Raises:
-            ConfigError: The measurement needs queries.
+            ConfigError: The measurement needs queries, or is no scalar.
         """
-        if self.measurement is None or isinstance(self.measurement, (str, Loss)):
+        measurement = self.measurement
+        alone = isinstance(measurement, ModelMeasurement)  # it has a unit, as a loss has
+        if measurement is None or isinstance(measurement, str) or (isinstance(measurement, Loss) and not alone):
             raise ConfigError(
                 "scores() without queries needs Task(measurement=callable(model) -> scalar). Pass queries."
             )
-        value = self.measurement(self.model)
+        _check_call(measurement, (self.model,), "takes the model alone", "Pass queries to scores().")
+        value = measurement(self.model)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            raise ConfigError("measurement of the model must be a scalar tensor that depends on its parameters.")
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(
+                f"measurement of the model must be a scalar tensor that depends on its parameters, got {shape}. "
+                "Do not call .item(); measure one number at a time."
+            )
         return value.reshape(1)
 
     def _evaluate(self, what: Any, role: str, batch: Batch, outputs: Tensor | None) -> Tensor:
-        if isinstance(what, Loss):
+        if isinstance(what, Loss) and not isinstance(what, ModelMeasurement):
             if batch.targets is None:
                 raise ConfigError(f"the {role} needs targets, but the examples have none. Pass (inputs, targets).")
             return what(self.forward(batch) if outputs is None else outputs, batch.targets)
+        _check_call(what, (self.model, batch), "takes (model, batch)", "Call scores() without queries.")
         values = what(self.model, batch)
         if not isinstance(values, Tensor) or values.shape != (len(batch),):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -281,6 +291,18 @@ def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
         f"model outputs must be a tensor, have .logits, or be a tuple that starts with a tensor, "
         f"got {type(result).__name__}. Pass Task(outputs=lambda model, batch: ...)."
     )
+
+
+def _check_call(function: Callable[..., Any], arguments: tuple[Any, ...], wanted: str, remedy: str) -> None:
+    """Raise unless a callable takes so many arguments: a measurement is of a query or of the model alone."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # built-ins do not tell
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ConfigError(f"the loss or measurement must be a function that {wanted} here, but {error}. {remedy}") from None
 
 
 def _check_factors(factors: Mapping[str, float], model: nn.Module) -> None:
