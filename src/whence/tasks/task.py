@@ -233,7 +233,7 @@ class Task:
         Raises:
             ConfigError: The measurement needs queries, or is no scalar.
         """
-        measurement = self.measurement
+        measurement: Any = self.measurement
         alone = isinstance(measurement, ModelMeasurement)  # it has a unit, as a loss has
         if measurement is None or isinstance(measurement, str) or (isinstance(measurement, Loss) and not alone):
             raise ConfigError(
@@ -250,7 +250,7 @@ class Task:
         return value.reshape(1)
 
     def _evaluate(self, what: Any, role: str, batch: Batch, outputs: Tensor | None) -> Tensor:
-        if isinstance(what, Loss) and not isinstance(what, ModelMeasurement):
+        if not isinstance(what, ModelMeasurement) and isinstance(what, Loss):
             if batch.targets is None:
                 raise ConfigError(f"the {role} needs targets, but the examples have none. Pass (inputs, targets).")
             return what(self.forward(batch) if outputs is None else outputs, batch.targets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,16 +30,11 @@ class WordSimilarity(ModelMeasurement):
 
     word: str
     other: str
+    name: str = field(init=False, repr=False)
+    unit: str | None = field(default="cosine", init=False, repr=False)
 
-    @property
-    def name(self) -> str:
-        """What is measured."""
-        return f"similarity of {self.word} and {self.other}"
-
-    @property
-    def unit(self) -> str:  # type: ignore[override]
-        """Return "cosine"."""
-        return "cosine"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"similarity of {self.word} and {self.other}")
 
     def __call__(self, model: SkipGram) -> Tensor:
         """Return the cosine, a scalar."""
