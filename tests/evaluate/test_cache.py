@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import whence as wh
 from whence.errors import ConfigError
 from whence.evaluate import Retraining
-from whence.evaluate.describe import describe
+from whence.tasks.describe import describe
 
 WIDTH = 4
 
@@ -157,7 +157,7 @@ def test_loops_of_references_end() -> None:
 def test_the_description_is_the_same_in_every_process() -> None:
     here = Path(__file__).parent
     code = (
-        "import test_cache as t; from whence.evaluate.describe import describe; "
+        "import test_cache as t; from whence.tasks.describe import describe; "
         "print(describe(*[make(.25) for make in t.MAKERS.values()], lambda x: x in {'a', 'b', 'c', 'd'}))"
     )
     found = set()

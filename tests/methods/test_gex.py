@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -318,3 +319,59 @@ def test_batch_normalisations_are_never_given_one_example() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).double().eval()
     fitted = wh.GEX(members=2, steps=6, batch_size=13).fit(wh.Task(model), data(40))  # 3 · 13 + 1
     assert fitted.features.abs().max() > 0
+
+
+def test_decay_is_multiplied_by_its_factors_in_members_too() -> None:
+    model = linear()
+    tasks = [wh.Task(model, weight_decay=0.5, decay_factors=factors) for factors in ({}, {"bias": 0.0, "weight": 0.2})]
+    x, y = data()
+    still = (torch.zeros_like(x), y)  # only the decay moves the weights
+    plain, given = (wh.GEX(members=2, steps=5, momentum=0.0, schedule="constant").fit(t, still) for t in tasks)
+    for fitted, decay in ((plain, 0.5), (given, 0.1)):
+        found = fitted.members.model(0).weight
+        torch.testing.assert_close(found, model.weight * (1 - 0.05 * decay) ** 5)
+    assert not torch.equal(plain.members.model(0).bias, given.members.model(0).bias)
+
+
+def test_members_of_functions_that_do_something_else_are_not_taken(tmp_path: Path) -> None:
+    def recipe(scale: float) -> wh.Recipe:
+        return wh.Recipe(build=linear, steps=2, batch_size=20, augment=lambda x, generator: scale * x)
+
+    task, train = wh.Task(linear()), data()
+    first = wh.GEX(members=2, recipe=recipe(1.0), folder=tmp_path / "m").fit(task, train)
+    again = wh.GEX(members=2, recipe=recipe(1.0), folder=tmp_path / "m").fit(task, train)
+    assert torch.equal(first.features, again.features)
+    with pytest.raises(wh.RunFormatError, match="same recipe's augment"):
+        wh.GEX(members=2, recipe=recipe(2.0), folder=tmp_path / "m").fit(task, train)
+
+
+def scaled_loss(model: nn.Module, batch: Batch, scale: float) -> Tensor:
+    return scale * F.cross_entropy(model(batch.inputs), batch.targets, reduction="none")
+
+
+def test_members_of_a_partial_function_resume(tmp_path: Path) -> None:
+    losses = [functools.partial(scaled_loss, scale=scale) for scale in (1.0, 1.0, 2.0)]
+    fits = [lambda loss=loss: wh.GEX(members=2, steps=2, folder=tmp_path / "m").fit(wh.Task(linear(), loss), data())
+            for loss in losses]  # fmt: skip
+    assert torch.equal(fits[0]().features, fits[1]().features)
+    with pytest.raises(wh.RunFormatError, match="same loss"):
+        fits[2]()
+
+
+def test_more_members_go_on_from_those_that_are_there(tmp_path: Path) -> None:
+    task, train, done = wh.Task(linear()), data(), []
+    few = wh.GEX(members=2, steps=2, folder=tmp_path / "m").fit(task, train)
+    more = wh.GEX(members=4, steps=2, folder=tmp_path / "m", progress=lambda *seen: done.append(seen)).fit(task, train)
+    assert done == [(3, 4), (4, 4)]
+    assert torch.equal(few.features, more.features[:, :2])
+    fresh = wh.GEX(members=4, steps=2).fit(task, train)
+    assert torch.equal(fresh.features, more.features)
+
+
+def test_an_automatic_rate_is_chosen_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = wh.GEX(members=2, steps=2, learning_rate="auto", folder=tmp_path / "m")
+    first = method.fit(wh.Task(linear()), data())
+    monkeypatch.setattr(wh.Recipe, "train", None)  # nothing is trained again
+    again = method.fit(wh.Task(linear()), data())
+    assert first.learning_rate == again.learning_rate
+    assert torch.equal(first.features, again.features)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
@@ -256,3 +257,25 @@ def test_schedules_stay_in_range(schedule: Any) -> None:
     assert max(rates) > 0.95
     if schedule != "constant":
         assert rates[-1] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "lbfgs"])
+def test_decay_factors_hold_by_parameter(name: Any) -> None:
+    x, y = torch.randn(40, 3, dtype=torch.float64), torch.arange(40) % 2
+
+    def build() -> nn.Module:
+        return nn.Linear(3, 2).double()
+
+    settings: dict[str, Any] = {"optimizer": name, "weight_decay": 0.3, "learning_rate": 0.05, "epochs": 400}
+    model = Recipe(build=build, decay_factors={"bias": 0.0}, batch_size=40, **settings).train((x, y))
+    task = Recipe(build=build, decay_factors={"bias": 0.0}, **settings).task(model)
+    assert task.decay_of("bias") == 0.0 and task.decay_of("weight") == 0.3
+    loss = F.cross_entropy(x @ model.weight.T + model.bias, y)
+    weight, bias = torch.autograd.grad(loss, [model.weight, model.bias])
+    assert (weight + 0.3 * model.weight).norm() < 1e-3  # where the objective with these factors is least
+    assert bias.norm() < 1e-3
+
+
+def test_factors_of_parameters_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ConfigError, match="decay_factors"):
+        Recipe(build=lambda: nn.Linear(3, 2), decay_factors={"head": 0.0}).train((torch.randn(4, 3), torch.ones(4)))

@@ -17,6 +17,7 @@ from whence.evaluate.retraining import Retraining
 from whence.evaluate.statistics import Interval, over_draws, over_seeds
 from whence.evaluate.treatments import ACCURACY, Trainings, Treatments, corrections, default_measurements, removals
 from whence.scores import Scores
+from whence.tasks import Task
 
 __all__ = [
     "Curve",
@@ -287,7 +288,8 @@ class _Points:
         """Return the curves of all rankings."""
         given = self.treatments
         units = {
-            name: given.retraining.recipe.task(nn.Identity(), what).unit for name, what in given.measurements.items()
+            name: Task(nn.Identity(), given.retraining.recipe.loss, measurement=what).unit
+            for name, what in given.measurements.items()
         }
         points = [
             self._point(name, number, measurement, place, changed)

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError
 from whence.evaluate.cache import Cache
-from whence.evaluate.describe import describe
 from whence.evaluate.measurements import Several
 from whence.evaluate.stacked import train_stacked
 from whence.methods.dense import inverse_root
 from whence.methods.workers import workers
-from whence.tasks import Recipe
+from whence.tasks import Recipe, Task
 from whence.tasks.convex import minimise
+from whence.tasks.describe import describe
 
 __all__ = ["Corrections", "Retraining"]
 
@@ -107,7 +107,7 @@ class Retraining:
     @property
     def unit(self) -> str | None:
         """Unit of the measurement, where it is known."""
-        return self.recipe.task(nn.Identity(), self.measurement).unit
+        return Task(nn.Identity(), self.recipe.loss, measurement=self.measurement).unit
 
     def measure(
         self, train: Any, queries: Any, removed: Sequence[Sequence[Any] | np.ndarray], *,
@@ -202,6 +202,7 @@ class Retraining:
             )
         }  # fmt: skip
         settings |= {name: getattr(recipe, name) for name in ("steps", "clip") if getattr(recipe, name) is not None}
+        settings |= {"decay_factors": dict(recipe.decay_factors)} if recipe.decay_factors else {}
         start = None if self.start is None else recipe.task(self.start).weights_fingerprint()
         return describe(
             settings, start, self.measurement, self.stack > 1, examples.fingerprint,

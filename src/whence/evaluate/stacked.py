@@ -92,7 +92,7 @@ def _descend(recipe: Recipe, task: Task, examples: Examples, scale: Tensor, seed
         for name, p in losses.named_parameters() if p.requires_grad
     }  # fmt: skip
     scale = scale.to(task.device, task.dtype)
-    optimizer = recipe.make_optimizer(list(stack.values()))
+    optimizer = recipe.make_optimizer({name.removeprefix("model."): value for name, value in stack.items()})
     steps = recipe.epochs * -(-len(examples) // recipe.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.rate((step + 1) / (steps + 1)))
     generator = torch.Generator().manual_seed(seed)

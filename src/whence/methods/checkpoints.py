@@ -86,10 +86,15 @@ def record_checkpoints(
     model = recipe.train(examples, seed=seed, on_epoch=keep)
     starts = [0, *wanted[:-1]]
     middles = [(start + stop) / (2 * last) for start, stop in zip(starts, wanted, strict=True)]
-    rates = tuple(recipe.learning_rate * recipe.rate(middle) for middle in middles)
+    rates = tuple(_peak(recipe) * recipe.rate(middle) for middle in middles)
     return Checkpoints(
         weights=tuple(kept[epoch] for epoch in wanted), learning_rates=rates, epochs=tuple(wanted), model=model
     )
+
+
+def _peak(recipe: Recipe) -> float:
+    """Return the largest step size: the recipe's, or that of its own optimiser's first parameters."""
+    return float(recipe.make_optimizer({"any": nn.Parameter(torch.zeros(1))}).param_groups[0]["lr"])
 
 
 def model_at(model: nn.Module, checkpoint: Any) -> nn.Module:

@@ -23,8 +23,8 @@ from whence.gradients import Coverage, Gradients, GradientStream, Matrix, chunk_
 from whence.index import Index, IndexWriter, QueryFeatures
 from whence.methods.gex_diagnosis import Diagnosis, diagnose
 from whence.methods.laplace import Laplace, draw
+from whence.methods.member_folder import recipe_identity, told
 from whence.methods.members import Members
-from whence.methods.saved import loss_name
 from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task
 
@@ -65,7 +65,8 @@ class GEX:
         linearised: Deviations ∇ℓ_iᵀ(ψ_m − θ̂) instead of differences of losses; τ is then unused.
         seed: First seed.
         processes: How many members to train at a time.
-        folder: Where members are kept, so that an interrupted fit resumes; None for a temporary one.
+        folder: Where members are kept, so that an interrupted fit resumes and a later one may have more; functions are
+            known by what they do, as in `Retraining`. None for a temporary folder.
         progress: Called with (members done, M).
 
     Raises:
@@ -156,31 +157,33 @@ class GEX:
 
     def _make(self, members: Members, examples: Examples) -> float | None:
         """Train or draw the members that are missing; return the step size, where one was used."""
-        made = ("members", "chain", "seed", "posterior", "steps", "learning_rate", "schedule", "momentum",
-                "batch_size", "clip")  # fmt: skip
-        settings = {} if self.recipe is None else vars(self.recipe)
-        recipe = sorted(f"{name}={getattr(value, '__qualname__', value)!r}" for name, value in settings.items())
-        identity = {
-            "weights": members.task.weights_fingerprint(), "data": examples.fingerprint, "recipe": recipe,
-            **{name: repr(getattr(self, name)) for name in made},
-        }  # fmt: skip
-        if self.recipe is None:
-            task = members.task
-            identity["loss"] = f"{loss_name(task)} {getattr(task.outputs, '__qualname__', task.outputs)}"
-            identity["weight decay"] = repr((task.weight_decay, task.total_decay, sorted(task.decay_factors.items())))
-        members.begin(identity)
+        members.begin({} if self.folder is None else self._identity(members.task, examples))
         if self.posterior is not None:
             draw(self.posterior, members, examples, self.seed)
             return None
         if self.recipe is not None:
             chosen, rate = self.recipe, None
         else:
-            rate = self._rate(members.task, examples)
+            rate = members.noted("learning_rate")
+            if rate is None:
+                rate = self._rate(members.task, examples)
+                members.note("learning_rate", rate)
             chosen = self._recipe(members.task, rate, len(examples))
         members.train(
             chosen, examples, seed=self.seed, chain=self.chain, processes=self.processes, progress=self.progress
         )
         return rate
+
+    def _identity(self, task: Task, examples: Examples) -> dict[str, Any]:
+        """Return what members belong to, by name; more of the same may be asked for later."""
+        identity: dict[str, Any] = {"weights": task.weights_fingerprint(), "data": examples.fingerprint}
+        identity |= {name: repr(getattr(self, name)) for name in ("chain", "seed", "posterior")}
+        if self.recipe is not None:
+            return identity | recipe_identity(self.recipe)
+        made = ("steps", "learning_rate", "schedule", "momentum", "batch_size", "clip")
+        identity |= {name: repr(getattr(self, name)) for name in made}
+        decay = task.weight_decay, task.total_decay, sorted(task.decay_factors.items())
+        return identity | {"loss": told(task.loss), "outputs": told(task.outputs), "weight decay": repr(decay)}
 
     def _rate(self, task: Task, examples: Examples) -> float:
         """Return the step size: the one given, or the one that parts odd rows' losses farthest from the usual."""
@@ -210,7 +213,7 @@ class GEX:
         return Recipe(
             build=torch.nn.Identity, loss=task.loss, outputs=task.outputs, optimizer="sgd", learning_rate=rate,
             momentum=self.momentum, schedule=schedule, steps=self.steps, batch_size=size, clip=self.clip,
-            weight_decay=task.weight_decay,
+            weight_decay=task.weight_decay, decay_factors=task.decay_factors,
         )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from whence.data import Examples, as_examples
-from whence.errors import RunFormatError
-from whence.features import MANIFEST, check_target, read_manifest, read_tensors, write_manifest, write_tensors
+from whence.features import read_tensors, write_tensors
+from whence.methods.member_folder import MemberFolder
 from whence.methods.workers import workers
 from whence.tasks import Recipe, Task
 
@@ -25,16 +24,15 @@ _CHUNK = 512
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Members:
+class Members(MemberFolder):
     """M models near a trained one, on disk; one at a time in memory.
 
     Args:
-        folder: Where they lie, one safetensors file each.
+        folder: As in `MemberFolder`.
         task: The trained model and its loss.
         count: M.
     """
 
-    folder: Path
     task: Task
     count: int
 
@@ -48,36 +46,6 @@ class Members:
         model = copy.deepcopy(self.task.model)
         model.load_state_dict(read_tensors(self.path(number)))
         return model.eval()
-
-    def path(self, number: int) -> Path:
-        """Return where a member lies."""
-        return self.folder / f"member-{number:03d}.safetensors"
-
-    def begin(self, identity: dict[str, Any]) -> None:
-        """Take the folder for members of this identity, or go on with those that are there.
-
-        Raises:
-            RunFormatError: It holds members of another model, data or settings, or something else.
-        """
-        if (self.folder / MANIFEST).is_file():
-            found = read_manifest(self.folder, "members")["identity"]
-            different = [key for key in sorted({*found, *identity}) if found.get(key) != identity.get(key)]
-            if different:
-                raise RunFormatError(
-                    f"members in {str(self.folder)!r} must be of the same {different[0]}, got "
-                    f"{found.get(different[0])!r} there and {identity.get(different[0])!r} now. Name a new folder."
-                )
-            return
-        check_target(self.folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_manifest(self.folder, {"kind": "members", "identity": identity})
-        except OSError as error:
-            raise RunFormatError(f"folder must be writable, got {str(self.folder)!r} ({error.strerror}).") from error
-
-    def keep(self, number: int, model: nn.Module) -> None:
-        """Write a member, whole or not at all."""
-        write_tensors(self.path(number), model.state_dict())
 
     def train(
         self, recipe: Recipe, examples: Examples, *, seed: int, chain: bool, processes: int,

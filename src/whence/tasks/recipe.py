@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from whence.tasks.convex import minimise
 from whence.tasks.losses import Loss
 from whence.tasks.task import Task
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "own_random_state"]
 
 OptimizerName = Literal["adam", "adamw", "sgd", "lbfgs"]
 Schedule = Literal["constant", "cosine", "one_cycle"]
@@ -46,11 +46,13 @@ class Recipe:
         batch_size: Examples a step.
         clip: Largest Euclidean norm of a step's gradient over all parameters; a longer one is scaled down to it.
         weight_decay: λ.
+        decay_factors: By name of a parameter, what λ is multiplied with, as in `Task`; not for a callable optimizer,
+            which has decay of its own.
         augment: ``(inputs, generator) -> inputs``, applied to every training batch.
         gradient_norm: Where "lbfgs" stops. Below about 1e-9 the values of J no longer tell float64 numbers apart.
         train: A whole training loop of the user's:
             ``train(examples, weights=[N] tensor, seed=int, start=module or None) -> model``. Everything above
-            but ``loss``, ``outputs`` and ``weight_decay`` is then unused.
+            but ``loss``, ``outputs``, ``weight_decay`` and ``decay_factors`` is then unused.
 
     Raises:
         ConfigError: A value is out of range, or neither ``build`` nor ``train`` is given.
@@ -78,6 +80,7 @@ class Recipe:
         batch_size: int = 128,
         clip: float | None = None,
         weight_decay: float = 0.0,
+        decay_factors: Mapping[str, float] | None = None,
         augment: Callable[[Any, torch.Generator], Any] | None = None,
         gradient_norm: float = 1e-6,
         train: TrainFunction | None = None,
@@ -108,6 +111,7 @@ class Recipe:
         self.batch_size = batch_size
         self.clip = clip
         self.weight_decay = weight_decay
+        self.decay_factors: Mapping[str, float] = dict(decay_factors or {})
         self.augment = augment
         self.gradient_norm = gradient_norm
         self.loop = train
@@ -115,7 +119,10 @@ class Recipe:
     def task(self, model: nn.Module, measurement: Any = None) -> Task:
         """Return the task of a model that this recipe trained (λ is 0 for "adamw": its decay is not in J)."""
         decay = 0.0 if self.optimizer == "adamw" else self.weight_decay
-        return Task(model, self.loss, measurement=measurement, weight_decay=decay, outputs=self.outputs)
+        return Task(
+            model, self.loss, measurement=measurement, weight_decay=decay, outputs=self.outputs,
+            decay_factors=self.decay_factors,
+        )  # fmt: skip
 
     def train(
         self,
@@ -157,7 +164,7 @@ class Recipe:
             weights[torch.from_numpy(examples.rows_of(exclude))] = 0.0
         if weights.sum() <= 0:
             raise ConfigError("at least one example must have a positive weight. Exclude fewer examples.")
-        with _own_random_state():
+        with own_random_state():
             torch.manual_seed(seed)
             if self.loop is not None:
                 return self.loop(examples, weights=weights, seed=seed, start=start).eval()
@@ -172,7 +179,7 @@ class Recipe:
     ) -> nn.Module:
         """Run the epochs of stochastic gradient descent."""
         task = self.task(model)
-        optimizer = self.make_optimizer([p for p in model.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer({name: p for name, p in model.named_parameters() if p.requires_grad})
         passes, steps = self._length(len(examples))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate((step + 1) / (steps + 1)))
         generator = torch.Generator().manual_seed(seed)
@@ -204,7 +211,7 @@ class Recipe:
                     "Lower the learning rate or standardise the inputs."
                 )
             if on_epoch is not None:
-                with _own_random_state():
+                with own_random_state():
                     on_epoch(epoch, model, total / seen)
         optimizer.zero_grad(set_to_none=True)
         return model.eval()
@@ -215,17 +222,18 @@ class Recipe:
         steps = self.epochs * each if self.steps is None else self.steps
         return -(-steps // each), steps
 
-    def make_optimizer(self, parameters: list[Any]) -> torch.optim.Optimizer:
-        """Return the optimiser over the trainable parameters."""
+    def make_optimizer(self, named: Mapping[str, Any]) -> torch.optim.Optimizer:
+        """Return the optimiser over the trainable parameters, by name."""
         if callable(self.optimizer):
-            return self.optimizer(parameters)
-        rate, decay = self.learning_rate, self.weight_decay
+            return self.optimizer(list(named.values()))
+        groups: dict[float, list[Any]] = {}
+        for name, parameter in named.items():
+            groups.setdefault(self.weight_decay * self.decay_factors.get(name, 1.0), []).append(parameter)
+        parameters = [{"params": own, "weight_decay": decay} for decay, own in groups.items()]
         if self.optimizer == "sgd":
-            nesterov = self.momentum > 0
-            return torch.optim.SGD(parameters, rate, self.momentum, weight_decay=decay, nesterov=nesterov)
-        if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, rate, weight_decay=decay)
-        return torch.optim.AdamW(parameters, rate, weight_decay=decay)
+            return torch.optim.SGD(parameters, self.learning_rate, self.momentum, nesterov=self.momentum > 0)
+        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, self.learning_rate)
 
     def rate(self, progress: float) -> float:
         """Return the step size, as a share of the peak, at ``progress`` in (0, 1): step / (number of steps + 1)."""
@@ -236,7 +244,7 @@ class Recipe:
         return 1.0
 
 
-def _own_random_state() -> AbstractContextManager[None]:
+def own_random_state() -> AbstractContextManager[None]:
     """Return a block whose random numbers leave the global generators as they were, on GPUs in use too."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     state: AbstractContextManager[None] = torch.random.fork_rng(devices=list(devices))

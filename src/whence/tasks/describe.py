@@ -215,6 +215,6 @@ def _name(value: Any) -> str:
 
 def _refusal(value: Any) -> ConfigError:
     return ConfigError(
-        f"with cache= all that a recipe is made of must be describable, got {_name(value)!r} of {type(value)!r}. "
-        "Give what holds it an attribute fingerprint, a string that names what it does, or leave out cache=."
+        f"settings that results on disk are known by must be describable, got {_name(value)!r} of {type(value)!r}. "
+        "Give what holds it an attribute fingerprint, a string that names what it does, or keep no results on disk."
     )
