@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,3 +241,29 @@ def test_models_without_masks_are_refused() -> None:
         wh.TurnOver().fit(wh.Task(build()), data())
     with pytest.raises(wh.ConfigError, match="at least one"):
         wh.TurnOver().fit([], data())
+
+
+def test_members_are_resumed_and_are_not_mixed_up(tmp_path: Path) -> None:
+    done: list[tuple[int, int]] = []
+    kept = functools.partial(wh.TurnOver, folder=tmp_path / "m", progress=lambda *seen: done.append(seen))
+    first = kept(seeds=(0, 5)).fit(RECIPE, data())
+    again = kept(seeds=(5, 7)).fit(RECIPE, data())
+    assert done == [(1, 2), (2, 2), (2, 2)]
+    for old, new in zip(first.tasks[1].model.parameters(), again.tasks[0].model.parameters(), strict=True):
+        assert torch.equal(old, new)
+    fresh = wh.TurnOver(seeds=(5, 7)).fit(RECIPE, data())
+    assert torch.equal(again.scores(data(4)).values, fresh.scores(data(4)).values)
+    torch.manual_seed(3)
+    kept(seeds=(5, 7)).fit(RECIPE, data())
+    assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(3)))
+    with pytest.raises(wh.RunFormatError, match="same p,"):
+        kept(p=0.3).fit(RECIPE, data())
+    with pytest.raises(wh.RunFormatError, match="same recipe's epochs"):
+        kept().fit(wh.Recipe(build=build, epochs=2, batch_size=8, learning_rate=0.03), data())
+    with pytest.raises(wh.ConfigError, match="must have build= for members"):
+        kept().fit(wh.Recipe(train=lambda examples, **_: build()), data())
+
+
+def test_a_recipe_that_trains_without_masks_is_refused() -> None:
+    with pytest.raises(wh.ConfigError, match="must train by gradient descent for turn-over dropout"):
+        wh.TurnOver(seeds=(0,)).fit(wh.Recipe(build=build, optimizer="lbfgs", weight_decay=0.1), data())

@@ -197,3 +197,26 @@ def test_conversions_that_cannot_work_are_refused() -> None:
         wh.turn_over(nn.Linear(3, 2))
     with pytest.raises(wh.ConfigError, match="insert must name linear or convolution layers"):
         wh.turn_over(mlp(), insert="conv*")
+
+
+def test_layers_of_one_key_and_other_shares_have_factors_of_their_own() -> None:
+    model = nn.Sequential(TurnOverDropout(0.5), TurnOverDropout(0.25)).double()
+    ones, keys = torch.ones(3, 8, dtype=torch.float64), np.arange(3, dtype=np.uint64)
+    with masks(model, keys):
+        half, quarter = model[0](ones), model[1](ones)
+        small = model[1](ones.half())
+    assert (half != 0).sum(1).tolist() == [4, 4, 4]
+    assert (quarter != 0).sum(1).tolist() == [2, 2, 2]
+    assert small.dtype == torch.float16
+    torch.testing.assert_close(quarter.sum(1), ones.sum(1))
+
+
+def test_a_layer_that_two_patterns_name_is_masked_once() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    once, twice = wh.turn_over(net, insert="2"), wh.turn_over(net, insert=["2", "*2", "2"])
+    x, keys = torch.randn(4, 3, dtype=torch.float64), np.arange(4, dtype=np.uint64)
+    found = []
+    for model in (once, twice):
+        with masks(model, keys):
+            found.append(model(x))
+    assert torch.equal(*found)

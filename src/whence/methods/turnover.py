@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError
+from whence.features import read_tensors
 from whence.methods.ensemble import Moments
+from whence.methods.member_folder import MemberFolder, recipe_identity, told
 from whence.methods.turnover_sweep import sweep
 from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task, branch_losses, mask_layers, reseed, turn_over, turn_over_outputs
+from whence.tasks.recipe import own_random_state
 
 __all__ = ["TurnOver", "TurnOverAttribution"]
 
@@ -37,6 +41,8 @@ class TurnOver:
         insert: Layers to mask besides, likewise; see `turn_over`.
         seeds: One training a seed of a `Recipe`, which is the seed of its masks too; unused for trained tasks.
         batch_size: Training examples whose sub-networks are run side by side; both of each, so twice as many rows.
+        folder: Where a recipe's members are kept, one a seed, so that an interrupted fit resumes and a later one may
+            have more seeds; functions are known by what they do, as in `Retraining`. None to keep them in memory alone.
         progress: Called with (members trained, M).
 
     Raises:
@@ -61,6 +67,7 @@ class TurnOver:
     insert: str | Sequence[str] = ()
     seeds: Sequence[int] = (0, 1, 2, 3, 4)
     batch_size: int = 128
+    folder: str | Path | None = None
     progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -80,25 +87,55 @@ class TurnOver:
             train: Training examples, with the ids that they were trained under: anything that `as_examples` takes.
 
         Raises:
-            ConfigError: A model has no masked layers, or several have the same masks.
+            ConfigError: A model has no masked layers, several have the same masks, or the recipe is "lbfgs", which
+                trains the average network; or there is a folder, and the recipe has a loop of its own or cannot be
+                described.
+            RunFormatError: ``folder`` holds members of something else.
         """
         if isinstance(members, Recipe):
             examples = as_examples(train)
-            tasks = tuple(self._trained(members, examples, number) for number in range(len(self.seeds)))
+            kept = self._kept(members, examples)
+            tasks = tuple(self._member(members, examples, number, kept) for number in range(len(self.seeds)))
         else:
             tasks = (members,) if isinstance(members, Task) else tuple(members)
             examples = tasks[0].examples(train) if tasks else as_examples(train)
         _check(tasks)
         return TurnOverAttribution(config=self, tasks=tuple(t.settled(examples) for t in tasks), examples=examples)
 
-    def _trained(self, recipe: Recipe, examples: Examples, number: int) -> Task:
-        """Return one member."""
+    def _kept(self, recipe: Recipe, examples: Examples) -> MemberFolder | None:
+        """Return where members are kept, if they are."""
+        if recipe.loop is None and recipe.optimizer == "lbfgs":
+            raise ConfigError(
+                'recipe must train by gradient descent for turn-over dropout, got "lbfgs", which has no masks. '
+                "Use another optimizer."
+            )
+        if self.folder is None:
+            return None
+        if recipe.build is None:
+            raise ConfigError(
+                "recipe must have build= for members to be read from a folder, got a loop of its own. "
+                "Use folder=None, and fit to the trained tasks."
+            )
+        kept = MemberFolder(folder=Path(self.folder))
+        kept.begin({"data": examples.fingerprint, "p": self.p, "insert": told(self.insert), **recipe_identity(recipe)})
+        return kept
+
+    def _member(self, recipe: Recipe, examples: Examples, number: int, kept: MemberFolder | None) -> Task:
+        """Return one member, trained or read."""
         seed = self.seeds[number]
         own = copy.copy(recipe)
         own.outputs = functools.partial(turn_over_outputs, outputs=recipe.outputs)
         if recipe.build is not None:
             own.build = functools.partial(_build, recipe.build, self.p, self.insert, seed)
+        if kept is not None and kept.path(seed).is_file():
+            assert own.build is not None
+            with own_random_state():
+                model = own.build()
+            model.load_state_dict(read_tensors(kept.path(seed)))
+            return own.task(model.eval())
         task = own.task(own.train(examples, seed=seed))
+        if kept is not None:
+            kept.keep(seed, task.model)
         if self.progress is not None:
             self.progress(number + 1, len(self.seeds))
         return task

@@ -64,6 +64,8 @@ class SeenUnseen:
         """Measure a model after an epoch; for ``Recipe.train(on_epoch=...)``."""
         if epoch % self.every:
             return
+        if self.rows and epoch <= self.rows[-1]["epoch"]:
+            self.rows.clear()  # another training
         task = self.recipe.task(model)
         row = {"epoch": float(epoch)}
         for name, flipped in (("seen", False), ("unseen", True)):

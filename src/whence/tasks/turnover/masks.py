@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class _Active:
 
     keys: np.ndarray
     flipped: Branch
-    factors: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
+    factors: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -97,14 +97,14 @@ class _Active:
     def factor(self, layer: TurnOverDropout, width: int, like: Tensor) -> Tensor:
         """Return what a layer's units are multiplied with [rows, d]: m / p or (1 − m) / (1 − p), with the exact p."""
         seed = int(layer.seed)
-        at = layer.key, seed, width
+        at = layer.key, seed, width, layer.keep, like.dtype, like.device
         if at not in self.factors:
             own = torch.from_numpy(example_masks(self.keys, width, p=layer.keep, seed=seed, layer=layer.key))
             own, kept = own.to(like.device), round(layer.keep * width)
             branches = [own.to(like.dtype) * (width / kept), (~own).to(like.dtype) * (width / (width - kept))]
             chosen = torch.cat(branches) if self.flipped == "both" else branches[bool(self.flipped)]
             self.factors[at] = chosen
-        return self.factors[at].to(like)
+        return self.factors[at]
 
 
 class TurnOverDropout(nn.Module):

@@ -27,8 +27,8 @@ def is_matrix(module: nn.Module) -> bool:
 
 def mask_input(module: nn.Module, layer: TurnOverDropout) -> None:
     """Mask what goes into a module: its first argument, or query, key and value of attention."""
-    _place(module, _INPUT, layer)
-    module.register_forward_pre_hook(_before)
+    if _place(module, _INPUT, layer):
+        module.register_forward_pre_hook(_before)
 
 
 def mask_output(module: nn.Module, layer: TurnOverDropout, *, batched: bool = True) -> None:
@@ -36,15 +36,18 @@ def mask_output(module: nn.Module, layer: TurnOverDropout, *, batched: bool = Tr
 
     Without a dimension of examples, as in embeddings of positions [T, d], the result gets one.
     """
-    _place(module, _OUTPUT, layer)
-    module.register_forward_hook(_behind if batched else _behind_alone)
+    if _place(module, _OUTPUT, layer):
+        module.register_forward_hook(_behind if batched else _behind_alone)
 
 
-def _place(module: nn.Module, name: str, layer: TurnOverDropout) -> None:
-    """Make a mask a child of the module that it serves, so that it is copied and saved with it."""
+def _place(module: nn.Module, name: str, layer: TurnOverDropout) -> bool:
+    """Make a mask a child of the module that it serves, so that it is copied and saved with it; one is enough."""
+    if hasattr(module, name):
+        return False
     layer.axis = 1 if is_convolution(module) else -1
     layer.train(module.training)
     module.add_module(name, layer)
+    return True
 
 
 def _before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
