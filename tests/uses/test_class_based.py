@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import whence as wh
 
@@ -106,3 +109,47 @@ def test_references_of_an_estimator_are_rows_and_labels_as_it_takes_them() -> No
     attribution = wh.Influence(curvature=wh.Exact()).fit(task, (x, y))
     truth = wh.class_based(attribution.scores((x, y)), labels=y)
     np.testing.assert_allclose(wh.class_based(attribution, (x, y)).values, truth.values, rtol=1e-9)
+
+
+def estimator_task() -> tuple[wh.Task, np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    y = np.array(["ham", "spam"] * 20)
+    x[:, 0] += 2 * (y == "spam")
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.5, tol=1e-8)).fit(100 * x, y)
+    return wh.Task.from_sklearn(pipeline), 100 * x, y
+
+
+@pytest.mark.parametrize("method", [wh.GradientCosine(), wh.Similarity(), wh.GradientDot()])
+def test_references_are_made_as_the_source_makes_them(method: Any) -> None:
+    task, x, y = estimator_task()
+    attribution = method.fit(task, (x, y))
+    found = wh.class_based(attribution, (x[:10], y[:10]))
+    truth = wh.class_based(attribution.scores((x[:10], y[:10])), labels=y[:10])
+    np.testing.assert_allclose(found.values, truth.values, rtol=1e-9)
+    separated = wh.separate_sources(attribution, (x[:10], y[:10]))
+    np.testing.assert_allclose(separated.signal.values, attribution.scores((x[:10], y[:10])).values.mean(0), rtol=1e-9)
+
+
+def test_references_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    attribution, reference = fitted()
+    made: list[int] = []
+    read = wh.Task.examples
+    monkeypatch.setattr(wh.Task, "examples", lambda task, data, **more: made.append(len(data)) or read(task, data))
+    wh.class_based(attribution, (reference.batch(np.arange(150)).inputs, reference.targets))
+    assert made == [2, 150]  # the pair, and the examples that were made of it when they are scored
+
+
+def test_no_references_and_scores_that_are_not_finite_are_refused() -> None:
+    found = scores(3, 4)
+    found.values[1, 2] = float("nan")
+    with pytest.raises(wh.DataError, match="got NaN or infinity for example 2"):
+        wh.class_based(found, labels=[0, 1, 0])
+    for labels, reduction in (([], "class"), (None, "mean")):
+        with pytest.raises(wh.DataError, match="at least one, got none"):
+            wh.class_based(scores(0, 4), labels=labels, reduction=reduction)
+
+
+def test_a_mean_needs_no_labels() -> None:
+    found = scores(5, 4)
+    plain = wh.class_based(found, reduction="mean")
+    np.testing.assert_allclose(plain.values, -found.values.mean(0).numpy(), rtol=1e-12)

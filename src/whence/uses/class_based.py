@@ -42,14 +42,15 @@ def class_based(
             them, or `QueryFeatures` for an index.
         labels: Class of every reference [Q], where ``reference`` does not hold them. For `Scores` of tokens: their
             tags, one row of scores a token.
-        reduction: "class" or "mean".
+        reduction: "class" or "mean", which needs no labels.
 
     Returns:
         A `Signal` in the scores' unit.
 
     Raises:
         ConfigError: There are no labels, or the source has neither scores nor ids.
-        DataError: Their number is not that of the references, or one is NaN.
+        DataError: Their number is not that of the references, or one is NaN; there is no reference; or a score is not
+            finite.
 
     Cost: the scores of the references, some at a time: C·N numbers are held, never Q·N.
 
@@ -64,9 +65,10 @@ def class_based(
     """
     if reduction not in ("class", "mean"):
         raise ConfigError(f'reduction must be "class" or "mean", got {reduction!r}.')
-    means, counts, ids, unit = _means(source, reference, labels)
+    means, _, counts, first = _means(source, reference, labels, by_class=reduction == "class")
     harm = -means.min(0) if reduction == "class" else -(counts @ means) / counts.sum()
-    return Signal(values=harm, ids=ids, name=f"{'class-based' if reduction == 'class' else 'mean'} harm", unit=unit)
+    name = f"{'class-based' if reduction == 'class' else 'mean'} harm"
+    return Signal(values=harm, ids=first.ids, name=name, unit=first.unit)
 
 
 def class_means(source: Any, reference: Any = None, *, labels: Any = None) -> Scores:
@@ -80,9 +82,8 @@ def class_means(source: Any, reference: Any = None, *, labels: Any = None) -> Sc
     Returns:
         Scores whose rows are the classes in ascending order; the lowest names the class that an example harms most.
     """
-    known = _labels(source, reference, labels)
-    means, _, ids, unit = _means(source, reference, labels)
-    return Scores(values=torch.from_numpy(means), query_ids=np.unique(known), ids=ids, unit=unit)
+    means, classes, _, first = _means(source, reference, labels, by_class=True)
+    return Scores(values=torch.from_numpy(means), query_ids=classes, ids=first.ids, unit=first.unit)
 
 
 def sample_references(data: Any, *, per_class: int = 50, seed: int = 0, exclude: Sequence[Any] = ()) -> Examples:
@@ -114,64 +115,76 @@ def sample_references(data: Any, *, per_class: int = 50, seed: int = 0, exclude:
     return examples.select(np.concatenate(chosen))
 
 
-def _labels(source: Any, reference: Any, labels: Any) -> Array:
-    """Return the class of every reference [Q]."""
-    count = len(source.query_ids) if isinstance(source, Scores) else None
-    examples = _examples(source, reference)
-    if labels is None and examples is not None:
-        targets = examples.targets
-        labels = None if targets is None else targets.cpu().numpy()
-    if labels is None:
-        raise ConfigError("references must have labels, got none. Pass (inputs, labels) or labels=.")
-    known = np.asarray(labels)
-    count = len(examples) if count is None and examples is not None else count
-    if known.ndim != 1 or (count is not None and len(known) != count):
-        raise DataError(f"labels must be one a reference ({count}), got shape {known.shape}.")
-    if known.dtype.kind == "f" and np.isnan(known).any():
-        raise DataError(f"labels must be classes, got NaN for {int(np.isnan(known).sum())} references. Leave them out.")
-    return known
-
-
-def _examples(source: Any, reference: Any) -> Examples | None:
-    """Return references as the source takes them; None where there are none, and for query features of an index."""
-    if reference is None or hasattr(reference, "parts"):
-        return None
-    task = getattr(source, "task", None)
-    return task.examples(reference) if isinstance(task, Task) else as_examples(reference)
-
-
-def _means(source: Any, reference: Any, labels: Any) -> tuple[Array, Array, Array, str | None]:
-    """Return mean scores [C, N] in float64 or the scores' type, references a class [C], ids and unit."""
-    known = _labels(source, reference, labels)
+def _means(source: Any, reference: Any, labels: Any, *, by_class: bool) -> tuple[Array, Array, Array, Scores]:
+    """Return mean scores [C, N] in float64 or the scores' type, classes, references a class [C], and some scores."""
+    references = _references(source, reference)
+    known = _labels(references, labels, by_class=by_class)
     classes, places, counts = np.unique(known, return_inverse=True, return_counts=True)
     sums: Array | None = None
-    first: Scores | None = None
     done = 0
-    for part in _blocks(source, reference, len(known)):
-        first = part if first is None else first
+    for part in _blocks(source, references):
         found = part.values.detach().cpu()
         values = (found.float() if found.element_size() == 2 else found).numpy()
         own = np.zeros((len(classes), len(values)), dtype=values.dtype)
         own[places[done : done + len(values)], np.arange(len(values))] = 1
         sums = own @ values if sums is None else sums + own @ values
         done += len(values)
-    if sums is None or first is None or done != len(known):
-        raise DataError(f"labels must be one a reference ({done}), got {len(known)}.")
-    return sums / counts[:, None].astype(sums.dtype), counts.astype(sums.dtype), first.ids, first.unit
+    assert sums is not None
+    wrong = ~np.isfinite(sums).all(0)
+    if wrong.any():
+        raise DataError(
+            f"scores must be finite, got NaN or infinity for example {part.ids[wrong].tolist()[0]!r}. "
+            "Look at its inputs, or leave it out."
+        )
+    return sums / counts[:, None].astype(sums.dtype), classes, counts.astype(sums.dtype), part
 
 
-def _blocks(source: Any, reference: Any, count: int) -> Iterator[Scores]:
-    """Yield the scores of some references at a time."""
+def _references(source: Any, reference: Any) -> Any:
+    """Return the references once and for all: `Scores` of them, query features of an index, or examples.
+
+    Examples are made as the source makes them, whose rows may be those of a pipeline.
+    """
     if isinstance(source, Scores):
-        yield source
-        return
+        return source if reference is None else (source, as_examples(reference))
     if not callable(getattr(source, "scores", None)) or not hasattr(source, "ids"):
         raise ConfigError(f"source must be Scores or have .scores(queries) and .ids, got {type(source).__name__}.")
     if reference is None:
         raise ConfigError("reference must be given where the source is no Scores, got None.")
+    if hasattr(reference, "parts"):
+        return reference
+    task = next(iter(getattr(source, "tasks", ())), getattr(source, "task", None))
+    prepare = task.examples if isinstance(task, Task) else getattr(source, "prepare", as_examples)
+    return prepare(reference)
+
+
+def _labels(references: Any, labels: Any, *, by_class: bool) -> Array:
+    """Return the class of every reference [Q]; one for all where classes do not count."""
+    scored, examples = references if isinstance(references, tuple) else (references, references)
+    count = len(scored.query_ids) if isinstance(scored, Scores) else len(scored)
+    if count == 0:
+        raise DataError("references must be at least one, got none.")
+    if labels is None and isinstance(examples, Examples) and by_class:
+        targets = examples.targets
+        labels = None if targets is None else targets.cpu().numpy()
+    if labels is None and by_class:
+        raise ConfigError("references must have labels, got none. Pass (inputs, labels) or labels=.")
+    known = np.zeros(count, dtype=np.int64) if labels is None else np.asarray(labels)
+    if known.shape != (count,):
+        raise DataError(f"labels must be one a reference ({count}), got shape {known.shape}.")
+    if known.dtype.kind == "f" and np.isnan(known).any():
+        raise DataError(f"labels must be classes, got NaN for {int(np.isnan(known).sum())} references. Leave them out.")
+    return known
+
+
+def _blocks(source: Any, references: Any) -> Iterator[Scores]:
+    """Yield the scores of some references at a time."""
+    if isinstance(source, Scores):
+        yield source
+        return
     block = max(_LEAST_BLOCK, _BLOCK_NUMBERS // max(1, len(source.ids)))
-    examples = _examples(source, reference)
-    for start in range(0, count, block):
-        stop = min(start + block, count)
-        asked = reference.rows(slice(start, stop)) if examples is None else examples.select(np.arange(start, stop))
-        yield source.scores(asked)
+    for start in range(0, len(references), block):
+        stop = min(start + block, len(references))
+        if isinstance(references, Examples):
+            yield source.scores(references.select(np.arange(start, stop)))
+        else:
+            yield source.scores(references.rows(slice(start, stop)))

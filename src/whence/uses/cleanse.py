@@ -10,7 +10,7 @@ from torch import nn
 
 from whence.data import as_examples
 from whence.errors import ConfigError
-from whence.scores import Scores, Signal
+from whence.scores import Signal
 from whence.tasks import Recipe
 from whence.uses.class_based import class_based
 
@@ -74,7 +74,6 @@ def cleanse(source: Any, validation: Any = None, *, share: float = 0.1) -> Clean
     """
     if not 0 < share < 1:
         raise ConfigError(f"share must lie between 0 and 1, got {share}.")
-    labels = np.zeros(len(source.query_ids)) if isinstance(source, Scores) else None  # one mean over all of them
-    harm = class_based(source, validation, labels=labels, reduction="mean")
+    harm = class_based(source, validation, reduction="mean")
     order = np.argsort(-harm.values, kind="stable")[: round(share * len(harm.values))]
     return Cleansing(harm=harm, dropped=harm.ids[order[harm.values[order] > 0]])

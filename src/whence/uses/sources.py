@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from whence.data import as_examples
-from whence.errors import ConfigError, DataError
-from whence.scores import Scores, Signal
+from whence.errors import DataError
+from whence.scores import Signal
 from whence.uses.class_based import class_based
 
 __all__ = ["SourceSeparation", "separate_sources"]
@@ -56,13 +55,7 @@ def separate_sources(source: Any, reference: Any = None, *, known: Any = None) -
         >>> separate_sources(scores, known=[True, False, True, False]).auc
         1.0
     """
-    if isinstance(source, Scores):
-        count = len(source.query_ids)
-    elif reference is None:
-        raise ConfigError("reference must be given where the source is no Scores, got None.")
-    else:
-        count = len(reference) if hasattr(reference, "parts") else len(as_examples(reference))
-    harm = class_based(source, reference, labels=np.zeros(count, dtype=np.int64), reduction="mean")
+    harm = class_based(source, reference, reduction="mean")
     signal = Signal(values=-harm.values, ids=harm.ids, name="mean score for the references", unit=harm.unit)
     if known is None:
         return SourceSeparation(signal=signal, auc=None)
