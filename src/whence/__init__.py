@@ -104,6 +104,9 @@ from whence.methods import (
 from whence.pipeline import build_index, extend_index, top
 from whence.scores import Scores, Signal
 from whence.tasks import (
+    Clustering,
+    DeepClustering,
+    KullbackLeibler,
     Leakage,
     Recipe,
     Task,
@@ -111,25 +114,31 @@ from whence.tasks import (
     leakage,
     masks,
     reseed,
+    train_clustering,
     turn_over,
     turn_over_outputs,
 )
 from whence.tasks.words import (
+    ClusterMembership,
     SkipGram,
     Vocabulary,
+    WordClusters,
     WordCorpus,
     WordEmbedding,
     WordSimilarity,
     WordTraining,
+    clusters,
     load_words,
     train_words,
     word_corpus,
+    word_map,
 )
 from whence.uses.attack import Attack, AttackSettings, attack
 from whence.uses.attack_box import Box
 from whence.uses.class_based import class_based, class_means, sample_references
 from whence.uses.cleanse import Cleansing, cleanse
 from whence.uses.debias import hard_debias
+from whence.uses.edit import Edit, edit
 from whence.uses.label_errors import find_label_errors
 from whence.uses.learning_curves import SeenUnseen
 from whence.uses.mismatch import DomainMismatch, domain_mismatch
@@ -156,16 +165,20 @@ __all__ = [
     "Brittleness",
     "Checkpoints",
     "Cleansing",
+    "ClusterMembership",
+    "Clustering",
     "Comparison",
     "ConfigError",
     "Contender",
     "Curve",
     "DataError",
     "DataInf",
+    "DeepClustering",
     "Detection",
     "Diagnosis",
     "Diagonal",
     "DomainMismatch",
+    "Edit",
     "Ensemble",
     "EnsembleAttribution",
     "ErrorTruth",
@@ -181,6 +194,7 @@ __all__ = [
     "IndexWriter",
     "Influence",
     "InfluenceAttribution",
+    "KullbackLeibler",
     "LabelledData",
     "Lanczos",
     "Laplace",
@@ -228,6 +242,7 @@ __all__ = [
     "Verdict",
     "Vocabulary",
     "WhenceError",
+    "WordClusters",
     "WordCorpus",
     "WordEmbedding",
     "WordSimilarity",
@@ -241,10 +256,12 @@ __all__ = [
     "class_based",
     "class_means",
     "cleanse",
+    "clusters",
     "compare",
     "correction_curve",
     "detection",
     "domain_mismatch",
+    "edit",
     "el2n",
     "estimate",
     "extend_index",
@@ -275,6 +292,7 @@ __all__ = [
     "separate_sources",
     "stability",
     "top",
+    "train_clustering",
     "train_subsets",
     "train_words",
     "turn_over",
@@ -282,6 +300,7 @@ __all__ = [
     "unimodality",
     "verdict",
     "word_corpus",
+    "word_map",
 ]
 
 __version__ = "0.1.0"

@@ -13,10 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Factor", "Gradients", "Lookup", "Matrix", "Outer", "concatenate", "fold", "lookup", "squared_norm"]
+__all__ = [
+    "Factor",
+    "Gradients",
+    "Lookup",
+    "Matrix",
+    "Outer",
+    "by_columns",
+    "concatenate",
+    "fold",
+    "lookup",
+    "squared_norm",
+]
 
 _PIECE_NUMBERS = 2**20  # of products of factors
 _DENSE_NUMBERS = 2**22  # of gradients multiplied out for a product
+_FEW_POSITIONS = 16  # whose pairs are compared
+_FEW_COLUMNS = 4  # times fewer columns used than there are
+_STRIDED = 4
 _NARROW = 4  # times as many numbers as the factors may be multiplied out where that saves time
 
 
@@ -248,11 +262,31 @@ def _concatenated(pieces: list[Factor]) -> Factor:
 
 def lookup(d: Tensor, index: Tensor, width: int) -> Lookup:
     """Return Σ_t d_t e_{index_t}ᵀ with what stands at equal indices of one example summed at the first of them."""
-    if index.shape[1] == 1:
+    batch, positions, out = d.shape
+    if positions == 1:
         return Lookup(d, index, width)
-    same = index[:, :, None] == index[:, None, :]  # [B, T, T]
-    first = ~same.tril(-1).any(2)
-    return Lookup((same.to(d.dtype) @ d) * first[:, :, None], index, width)
+    if positions <= _FEW_POSITIONS:
+        same = index[:, :, None] == index[:, None, :]  # [B, T, T]
+        first = ~same.tril(-1).any(2)
+        return Lookup((same.to(d.dtype) @ d) * first[:, :, None], index, width)
+    order = torch.argsort(index, dim=1, stable=True)  # equal indices side by side, the first of them first
+    ordered = index.gather(1, order)
+    fresh = torch.ones_like(ordered, dtype=torch.bool)
+    fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    owner = (fresh.reshape(-1).cumsum(0) - 1).reshape(batch, positions)
+    rows = torch.arange(batch, device=d.device)[:, None] * positions
+    place = torch.empty_like(owner).scatter_(1, order, (rows + order)[fresh][owner])  # where each one's first stands
+    summed = d.new_zeros(batch * positions, out).index_add_(0, place.reshape(-1), d.reshape(-1, out))
+    return Lookup(summed.reshape(d.shape), index, width)
+
+
+def by_columns(matrices: Tensor) -> Lookup | Matrix:
+    """Return gradients [B, O, I] by the columns that any of them uses, if those are few; multiplied out otherwise."""
+    used = (matrices != 0).any(1).any(0).nonzero()[:, 0]  # [U]
+    if len(used) > matrices.shape[2] // _FEW_COLUMNS:
+        return Matrix(matrices)
+    used = used if len(used) else used.new_zeros(1)
+    return Lookup(matrices[:, :, used].transpose(1, 2), used.expand(len(matrices), -1), matrices.shape[2])
 
 
 def fold(factor: Factor, batch: int) -> Factor:
@@ -363,7 +397,9 @@ def _inner_matrix_outer(x: Factor, y: Outer) -> Tensor:
 
 def _inner_matrix_lookup(m: Tensor, y: Lookup) -> Tensor:
     """Return Σ_t d_t·M[:, index_t] for matrices M [Bx, O, V], reading only the columns that y uses."""
-    return torch.stack([(one.T[y.index] * y.d).sum((1, 2)) for one in m])
+    many = y.index.numel() * _STRIDED > y.width  # reading columns of a table that lies by rows costs that much more
+    tables = (one.T.contiguous() if many else one.T for one in m)
+    return torch.stack([(table[y.index] * y.d).sum((1, 2)) for table in tables])
 
 
 def _inner_lookups(x: Lookup, y: Lookup) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from whence.data import Batch, Examples, uniform
 from whence.errors import ConfigError, NumericalError
 from whence.gradients.capture import Tape, plainly, record
-from whence.gradients.factors import Gradients, Matrix
+from whence.gradients.factors import Factor, Gradients, Matrix, by_columns
 from whence.gradients.layers import Coverage, Layer, fallback_gradients
 from whence.tasks import Task
 
@@ -81,6 +81,7 @@ class GradientStream:
         examples: The training examples.
         chunk: Examples a chunk.
         budget: Bytes of gradients that may be kept in memory between passes.
+        what: What is differentiated, for messages.
     """
 
     task: Task
@@ -88,6 +89,7 @@ class GradientStream:
     examples: Examples
     chunk: int
     budget: int = 0
+    what: str = "training loss"
     _kept: list[tuple[slice, Gradients]] = field(default_factory=list, repr=False)
 
     def chunks(self) -> Iterator[Chunk]:
@@ -130,7 +132,7 @@ class GradientStream:
         with self.task.evaluating(), record(self.task.model, self.layers) as tape:
             outputs = self.task.forward(batch) if self.task.smooth_loss is not None else None
             losses = self.task.losses(batch, outputs)
-        _check_losses(losses, batch)
+        _check_losses(losses, batch, self.what)
         return Chunk(rows=rows, batch=batch, task=self.task, tape=tape, outputs=outputs, losses=losses)
 
     def fisher(self, chunk: Chunk, kind: Fisher, seed: int, *, keep: bool = False) -> list[Gradients]:
@@ -221,6 +223,14 @@ def parameter_gradients(
 
     ``seeds`` [B, ...] are what "outputs" are contracted with.
     """
+    named = dict(task.model.named_parameters())
+    return {name: _dense(g, named[name]) for name, g in _autograd(task, what, batch, seeds).items()}
+
+
+def _autograd(
+    task: Task, what: Literal["loss", "measurement", "outputs"], batch: Batch | None, seeds: Tensor | None
+) -> dict[str, Tensor | None]:
+    """Return the same gradients, None where the value does not depend on a parameter."""
     copies = {name: p.detach().clone().requires_grad_() for name, p in task.model.named_parameters()}
     replaced = {f"model.{name}": p for name, p in copies.items()}
     with task.evaluating(), plainly(task.model), torch.enable_grad():
@@ -231,10 +241,10 @@ def parameter_gradients(
         gradients = torch.autograd.grad(value.sum(), list(copies.values()), allow_unused=True)
     if all(gradient is None for gradient in gradients):
         raise ConfigError(
-            f"{what} must depend on the parameters of the model it is called with, got a value that does not. "
-            "Use the model it is given and do not detach."
+            f"{what} must depend on the parameters of the model it is called with and be differentiable in them, got a "
+            "value that does not. Use the model it is given; do not detach, round, count or take an argmax."
         )
-    return {name: _dense(g, p) for (name, p), g in zip(copies.items(), gradients, strict=True)}
+    return dict(zip(copies, gradients, strict=True))
 
 
 def _dense(gradient: Tensor | None, parameter: Tensor) -> Tensor:
@@ -247,12 +257,40 @@ def _dense(gradient: Tensor | None, parameter: Tensor) -> Tensor:
 def dense_query_gradients(task: Task, layers: tuple[Layer, ...], batch: Batch | None) -> Gradients:
     """Return the measurement's gradients multiplied out, one autograd call a query."""
     singles = [None] if batch is None else [batch.row(i) for i in range(len(batch))]
-    per_query = [parameter_gradients(task, "measurement", single) for single in singles]
-    layered = {}
+    per_query = [_measured_gradients(task, layers, single) for single in singles]
+    layered: dict[str, Factor] = {}
     for layer in layers:
         joined = torch.stack([layer.join(gradients) for gradients in per_query])
-        layered[layer.name] = Matrix(joined.to(task.gradient_dtype))
+        joined = joined.to(task.gradient_dtype)
+        layered[layer.name] = by_columns(joined) if layer.table else Matrix(joined)
     return Gradients(layered)
+
+
+def _measured_gradients(task: Task, layers: tuple[Layer, ...], batch: Batch | None) -> dict[str, Tensor]:
+    """Return the measurement's gradient for one query, or of the model alone, in every parameter.
+
+    Raises:
+        ConfigError: It depends on parameters of which none is attributed.
+        NumericalError: It is not finite.
+    """
+    found = _autograd(task, "measurement", batch, None)
+    attributed = [piece.name for layer in layers for piece in layer.slot.pieces]
+    if all(found[name] is None for name in attributed):
+        others = [name for name, gradient in found.items() if gradient is not None]
+        raise ConfigError(
+            f"measurement must depend on an attributed parameter ({attributed[:4]}), got one that depends on "
+            f"{others[:4]} alone. Attribute their layers with layers=."
+        )
+    named = dict(task.model.named_parameters())
+    for name in attributed:
+        gradient = found[name]
+        if gradient is not None and not bool(torch.isfinite(gradient.to_dense()).all()):
+            asked = "of the model" if batch is None else f"of query {batch.ids.tolist()[0]!r}"
+            raise NumericalError(
+                f"gradient of the measurement {asked} must be finite, got NaN or infinity in {name!r}. Check it for "
+                "divisions by zero, roots and logarithms of 0."
+            )
+    return {name: _dense(gradient, named[name]) for name, gradient in found.items()}
 
 
 def check_capture(task: Task, coverage: Coverage, examples: Examples) -> None:
@@ -336,12 +374,12 @@ def _compare(
     return alive
 
 
-def _check_losses(losses: Tensor, batch: Batch) -> None:
-    """Raise if a loss is not finite."""
+def _check_losses(losses: Tensor, batch: Batch, what: str) -> None:
+    """Raise if a loss or measurement is not finite."""
     bad = (~torch.isfinite(losses)).nonzero().reshape(-1)
     if len(bad):
         first = int(bad[0])
         raise NumericalError(
-            f"training loss must be finite, got {losses[first].item()} for example {batch.ids.tolist()[first]!r}. "
+            f"{what} must be finite, got {losses[first].item()} for example {batch.ids.tolist()[first]!r}. "
             "Check that example's inputs and target."
         )

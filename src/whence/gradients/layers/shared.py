@@ -10,6 +10,7 @@ from torch import Tensor
 
 from whence.gradients.factors import Factor, Lookup, Matrix, Outer, fold, lookup
 from whence.gradients.layers.base import Form, Piece, Slot, Source
+from whence.gradients.layers.lookup import BagSource, EmbeddingSource
 
 __all__ = ["Layer", "layout"]
 
@@ -39,6 +40,11 @@ class Layer:
         """Return (O, I)."""
         shapes = [piece.shape for piece in self.slot.pieces]
         return shapes[0][0], sum(width for _, width in shapes)
+
+    @property
+    def table(self) -> bool:
+        """Whether the gradients of an example are a `Lookup`: every use is an embedding."""
+        return bool(self.uses) and all(isinstance(source, (BagSource, EmbeddingSource)) for source, _ in self.uses)
 
     def weights(self) -> Tensor:
         """Return the parameters as one matrix [O, I]."""

@@ -205,7 +205,8 @@ def train_words(  # noqa: PLR0913 - training is its list of settings
     Reference: Mikolov et al. (2013); deviations in `word_corpus` and `WordTraining`.
 
     Example:
-        >>> corpus = word_corpus(["the cat sat on the mat", "the dog sat on the cat"], min_count=1, subsample=None)
+        >>> import whence as wh
+        >>> corpus = wh.word_corpus(["the cat sat on the mat", "a dog lay by the door"], min_count=1, subsample=None)
         >>> words = train_words(corpus, width=8, epochs=2)
         >>> words.nearest("cat", 2).columns.tolist()
         ['word', 'similarity']
