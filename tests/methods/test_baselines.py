@@ -245,3 +245,33 @@ def test_refusals(make: Any, word: str) -> None:
 def test_bm25_needs_every_text() -> None:
     with pytest.raises(wh.DataError, match="'t0'"):
         wh.BM25(texts={}).fit(None, TRAIN)
+
+
+def nan_model() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    x = torch.randn(6, 3)
+    x[4, 1] = float("nan")
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), (x, torch.tensor([0, 1] * 3))
+
+
+@pytest.mark.parametrize("baseline", [wh.LossBaseline(), wh.MarginBaseline(), wh.Neighbours(k=2), wh.Similarity(),
+                                      wh.NeighbourShapley(k=2)])  # fmt: skip
+def test_a_row_that_is_not_finite_is_named(baseline: Any) -> None:
+    model, train = nan_model()
+    with pytest.raises(wh.NumericalError, match="for example 4"):
+        baseline.fit(wh.Task(model), train).suspicion()
+
+
+@pytest.mark.parametrize("baseline", [wh.Neighbours(k=2), wh.Similarity(), wh.NeighbourShapley(k=2), wh.LossBaseline()])
+def test_labels_of_one_logit_may_have_a_column(baseline: Any) -> None:
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0.0, 1.0] * 3, dtype=torch.float64)
+    task = wh.Task(nn.Linear(3, 1).double(), "binary_cross_entropy")
+    flat, column = (baseline.fit(task, (x, labels)).scores((x, labels)).values for labels in (y, y[:, None]))
+    torch.testing.assert_close(flat, column)
+
+
+def test_a_label_that_is_no_class_is_named() -> None:
+    train = torch.randn(4, 3), torch.tensor([0, 1, 5, 0])
+    with pytest.raises(wh.DataError, match=r"positions 0 … 1, got 5 for example 2"):
+        wh.MarginBaseline().fit(wh.Task(nn.Linear(3, 2)), train)
+    with pytest.raises(wh.DataError, match=r"positions 0 … 1, got 5 for example 2"):
+        wh.el2n([wh.Task(nn.Linear(3, 2))], train)

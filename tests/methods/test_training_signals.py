@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 import whence as wh
@@ -112,3 +117,21 @@ def test_out_of_fold_losses_are_of_models_without_the_fold() -> None:
     for folds in (1, 31):
         with pytest.raises(wh.ConfigError, match="folds must lie"):
             wh.out_of_fold(recipe, TRAIN, folds=folds)
+
+
+def test_tasks_of_estimators_see_their_own_rows() -> None:
+    x = 100 * np.random.default_rng(0).normal(size=(30, 3))
+    y = np.array(["ham", "spam"] * 15)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y)
+    p = pipeline.predict_proba(x)
+    truth = np.linalg.norm(p - np.eye(2)[(y == "spam").astype(int)], axis=1)
+    np.testing.assert_allclose(wh.el2n([wh.Task.from_sklearn(pipeline)], (x, y)).values, truth, rtol=1e-9)
+
+
+def test_checkpoints_of_a_recipes_own_optimiser_know_its_step_size() -> None:
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, 0.25)
+
+    recipe = wh.Recipe(build=lambda: nn.Linear(3, 2), optimizer=optimizer, epochs=2)
+    run = wh.record_checkpoints(recipe, (torch.randn(8, 3), torch.arange(8) % 2), count=2)
+    assert run.learning_rates == (0.25, 0.25)

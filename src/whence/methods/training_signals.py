@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from whence.data import Examples, as_examples, uniform
 from whence.errors import ConfigError
+from whence.methods.baselines.base import class_positions, classes_of
+from whence.methods.finite import finite
 from whence.scores import Signal
 from whence.tasks import Loss, Recipe, Task
 
@@ -45,18 +47,18 @@ def el2n(members: Recipe | Sequence[Task], train: Any, *, seeds: Sequence[int] =
         >>> el2n(recipe, train, seeds=(0, 1)).values.shape
         (20,)
     """
-    examples = as_examples(train)
     if isinstance(members, Recipe):
-        recipe = members
+        recipe, examples = members, as_examples(train)
         tasks: Any = (recipe.task(recipe.train(examples, seed=seed)) for seed in seeds)
     else:
-        tasks = members
+        tasks = tuple(members)
+        examples = tasks[0].examples(train) if tasks else as_examples(train)
     found = []
     for task in tasks:
         p = _probabilities(task, examples)
-        found.append((p - _one_hot(p, _labels(examples))).norm(dim=1))
+        found.append((p - _one_hot(p, examples)).norm(dim=1))
     if not found:
-        raise ConfigError("members must be at least one, got none.")
+        raise ConfigError("members must be at least one, got none. Pass a recipe with seeds, or trained tasks.")
     values = torch.stack(found)  # [M, N]
     error = (values.std(0) / len(values) ** 0.5).numpy() if len(values) > 1 else None
     return Signal(values=values.mean(0).numpy(), ids=examples.ids, name="EL2N", unit=None, standard_error=error)
@@ -89,7 +91,7 @@ def forgetting(recipe: Recipe, train: Any, *, seed: int = 0) -> Signal:
     if recipe.loop is not None or recipe.optimizer == "lbfgs":
         raise ConfigError("recipe must train by epochs for forgetting counts, got one without. Use gradient descent.")
     examples = as_examples(train)
-    labels = _labels(examples)
+    labels = classes_of(examples, "training examples")
     right: list[Tensor] = []
 
     def look(epoch: int, model: nn.Module, loss: float) -> None:
@@ -176,9 +178,10 @@ def _folds(examples: Examples, folds: int, seed: int) -> np.ndarray:
 
 
 def _each(task: Task, examples: Examples, values: Callable[[Any], Tensor]) -> Tensor:
-    """Return a function of placed batches over all examples, float64."""
+    """Return a function of placed batches over all examples, float64, finite."""
     with torch.no_grad(), task.evaluating():
-        return torch.cat([values(task.place(batch)).double().cpu() for batch in examples.batches(_CHUNK)])
+        found = torch.cat([values(task.place(batch)).double().cpu() for batch in examples.batches(_CHUNK)])
+    return finite(found, examples.ids, "losses and outputs")
 
 
 def _probabilities(task: Task, examples: Examples) -> Tensor:
@@ -192,18 +195,7 @@ def _probabilities(task: Task, examples: Examples) -> Tensor:
     return outputs.softmax(1)
 
 
-def _labels(examples: Examples) -> Tensor:
-    """Return the labels [N].
-
-    Raises:
-        ConfigError: There are none, or several a row.
-    """
-    targets = examples.targets
-    if targets is None or targets.numel() != len(targets):
-        raise ConfigError("training examples must have one label each, got none or several. Pass (inputs, labels).")
-    return targets.reshape(-1).cpu()
-
-
-def _one_hot(p: Tensor, labels: Tensor) -> Tensor:
+def _one_hot(p: Tensor, examples: Examples) -> Tensor:
     """Return labels as probabilities [N, C]."""
-    return torch.zeros_like(p).scatter(1, labels.long()[:, None], 1.0)
+    labels = class_positions(examples, "training examples", p.shape[1])
+    return torch.zeros_like(p).scatter(1, labels[:, None], 1.0)

@@ -16,6 +16,7 @@ from whence.data import Examples, as_examples
 from whence.errors import ConfigError
 from whence.features import read_tensors
 from whence.methods.ensemble import Moments
+from whence.methods.finite import finite
 from whence.methods.member_folder import MemberFolder, recipe_identity, told
 from whence.methods.turnover_sweep import sweep
 from whence.scores import Scores, Signal
@@ -184,7 +185,8 @@ class TurnOverAttribution:
         asked = self.tasks[0].examples(queries)
         moments = Moments()
         for task in self.tasks:
-            moments.add(sweep(task, self.examples, asked, self.config.batch_size))
+            found = sweep(task, self.examples, asked, self.config.batch_size)
+            moments.add(finite(found.T, self.ids, "measurements in an example's sub-networks").T)
         return Scores(
             values=moments.mean, query_ids=asked.ids, ids=self.ids, unit=self.unit,
             standard_error=moments.standard_error() if len(self.tasks) > 1 else None,
@@ -212,7 +214,7 @@ class TurnOverAttribution:
         """Return a quantity of single examples, averaged over members."""
         moments = Moments()
         for task in self.tasks:
-            moments.add(measured(task))
+            moments.add(finite(measured(task), self.ids, "losses of sub-networks"))
         error = moments.standard_error().numpy() if len(self.tasks) > 1 else None
         unit = getattr(self.tasks[0].loss, "unit", None)
         return Signal(values=moments.mean.numpy(), ids=self.ids, name=name, unit=unit, standard_error=error)

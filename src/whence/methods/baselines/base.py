@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from whence.data import Examples, as_examples
-from whence.errors import ConfigError
+from whence.errors import ConfigError, DataError
 from whence.scores import Scores, Signal
 
-__all__ = ["BaselineAttribution", "blocks", "classes_of", "same_class"]
+__all__ = ["BaselineAttribution", "blocks", "class_positions", "classes_of", "same_class"]
 
 _BLOCK = 1024
 
@@ -57,16 +57,35 @@ class BaselineAttribution:
 
 
 def classes_of(examples: Examples, what: str) -> Tensor:
-    """Return the labels [N].
+    """Return the labels [N], also those of one logit [N, 1].
 
     Raises:
         ConfigError: There are none, or they are no single values.
     """
     targets = examples.targets
-    if targets is None or targets.ndim != 1:
+    if targets is None or targets.numel() != len(targets):
         found = "none" if targets is None else f"shape {tuple(targets.shape)}"
         raise ConfigError(f"{what} must have one label each, got {found}. Pass (inputs, labels).")
-    return targets.cpu()
+    return targets.reshape(-1).cpu()
+
+
+def class_positions(examples: Examples, what: str, classes: int) -> Tensor:
+    """Return the labels as positions 0 … C−1 [N], int64.
+
+    Raises:
+        ConfigError: As in `classes_of`.
+        DataError: One is no such position.
+    """
+    given = classes_of(examples, what)
+    positions = given.long()
+    wrong = (positions != given) | (positions < 0) | (positions >= classes)
+    if bool(wrong.any()):
+        place = int(wrong.nonzero()[0])
+        raise DataError(
+            f"labels of {what} must be positions 0 … {classes - 1}, got {given[place].item()} for example "
+            f"{examples.ids.tolist()[place]!r}. Encode the labels, or leave that example out."
+        )
+    return positions
 
 
 def same_class(examples: Examples, queries: Examples) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from whence.data import Examples
 from whence.errors import ConfigError
-from whence.methods.baselines.base import BaselineAttribution, classes_of, same_class
+from whence.methods.baselines.base import BaselineAttribution, class_positions, same_class
+from whence.methods.finite import finite
 from whence.tasks import Task
 
 __all__ = ["LossBaseline", "MarginBaseline"]
@@ -61,9 +62,9 @@ class MarginBaseline:
 
         Raises:
             ConfigError: The outputs are no class logits [N, C] (or [N] for two classes), or there are no labels.
+            DataError: A label is none of these classes.
         """
         examples = task.examples(train)
-        own = classes_of(examples, "training examples").long()
         parts = []
         with task.evaluating(), torch.no_grad():
             for batch in examples.batches(_CHUNK):
@@ -74,6 +75,7 @@ class MarginBaseline:
             raise ConfigError(f"outputs must be class logits [N, C] for margins, got {tuple(logits.shape)}.")
         if logits.shape[1] == 1:  # one logit for the second of two classes
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
+        own = class_positions(examples, "training examples", logits.shape[1])
         p = logits.softmax(1)
         given = p.gather(1, own[:, None])[:, 0]
         others = p.scatter(1, own[:, None], -1.0).amax(1)
@@ -82,7 +84,7 @@ class MarginBaseline:
 
 def _fitted(task: Task, name: str, examples: Examples, values: Tensor) -> BaselineAttribution:
     """Return the baseline of one number an example [N]."""
-    kept: np.ndarray = values.numpy()
+    kept: np.ndarray = finite(values, examples.ids, f"the {name}").numpy()
     return BaselineAttribution(
         name=name,
         examples=examples,

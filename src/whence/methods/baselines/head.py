@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from whence.data import Batch, Examples
 from whence.errors import ConfigError
 from whence.gradients import find_layers
+from whence.methods.finite import finite
 from whence.tasks import Task
 
 __all__ = ["Features", "head_features", "unit_features"]
@@ -35,6 +36,7 @@ def head_features(task: Task, examples: Examples, features: Features | None) -> 
 
     Raises:
         ConfigError: There is no single head, it is not run exactly once, or the features are no [B, D].
+        NumericalError: A feature is not finite.
     """
     parts: list[Tensor] = []
     with task.evaluating(), torch.no_grad():
@@ -47,7 +49,7 @@ def head_features(task: Task, examples: Examples, features: Features | None) -> 
                     "Pass features=lambda model, batch: ... that returns one row an example."
                 )
             parts.append(found.double().cpu())
-    return torch.cat(parts)
+    return finite(torch.cat(parts), examples.ids, "features")
 
 
 def _head_inputs(task: Task, batch: Batch) -> Tensor:

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from whence.data import Examples
 from whence.errors import ConfigError
-from whence.methods.baselines.base import BaselineAttribution, blocks, classes_of, same_class
-from whence.methods.baselines.head import Features, unit_features
+from whence.methods.baselines.base import BaselineAttribution, classes_of, same_class
+from whence.methods.baselines.cosines import Cosines, rounded
+from whence.methods.baselines.head import Features
 from whence.tasks import Task
 
 __all__ = ["Neighbours"]
-
-_DIGITS = 9  # cosines nearer than this are ties: products of other batch sizes round differently
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,26 +50,22 @@ class Neighbours:
 
     def fit(self, task: Task, train: object) -> BaselineAttribution:
         """Compute the features of the training examples."""
-        examples = task.examples(train)
-        own = unit_features(task, examples, self.features)
+        cosines = Cosines.of(task, train, self.features)
 
         def score(queries: Examples) -> Tensor:
-            asked = unit_features(task, queries, self.features)
-            near = torch.cat([nearest_weights(asked[part] @ own.T, self.k) for part in blocks(len(asked))])
-            return near * same_class(examples, queries)
+            near = torch.cat([nearest_weights(found, self.k) for _, found in cosines.of_queries(queries)])
+            return near * same_class(cosines.examples, queries)
 
         def suspect() -> np.ndarray:
-            labels = classes_of(examples, "training examples")
+            labels = classes_of(cosines.examples, "training examples")
             parts = []
-            for part in blocks(len(own)):
-                cosine = own[part] @ own.T
-                cosine[torch.arange(len(cosine)), torch.arange(part.start, part.stop)] = -torch.inf
-                other = labels[part][:, None] != labels[None]
-                parts.append((nearest_weights(cosine, self.k) * other).sum(1))
+            for rows, found in cosines.of_others():
+                other = labels[rows][:, None] != labels[None]
+                parts.append((nearest_weights(found, self.k) * other).sum(1))
             return torch.cat(parts).numpy()
 
         return BaselineAttribution(
-            name="kNN disagreement", examples=examples, score=score, suspect=suspect, prepare=task.examples
+            name="kNN disagreement", examples=cosines.examples, score=score, suspect=suspect, prepare=task.examples
         )
 
 
@@ -79,12 +74,12 @@ def nearest_weights(similarity: Tensor, k: int) -> Tensor:
 
     Columns at −∞ are never chosen; where fewer than k are left, all of them share the weight.
     """
-    rounded = similarity.round(decimals=_DIGITS)
-    usable = int((rounded[0] > -torch.inf).sum()) if len(rounded) else 0
+    near = rounded(similarity)
+    usable = int((near[0] > -torch.inf).sum()) if len(near) else 0
     taken = min(k, usable)
     if taken == 0:
         return torch.zeros_like(similarity)
-    last = rounded.topk(taken, dim=1).values[:, -1:]
-    above, tied = rounded > last, rounded == last
+    last = near.topk(taken, dim=1).values[:, -1:]
+    above, tied = near > last, near == last
     left = taken - above.sum(1, keepdim=True)
     return (above + tied * (left / tied.sum(1, keepdim=True))).to(similarity.dtype) / taken

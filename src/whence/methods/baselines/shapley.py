@@ -10,13 +10,12 @@ from torch import Tensor
 
 from whence.data import Examples
 from whence.errors import ConfigError
-from whence.methods.baselines.base import BaselineAttribution, blocks, classes_of
-from whence.methods.baselines.head import Features, unit_features
+from whence.methods.baselines.base import BaselineAttribution, classes_of
+from whence.methods.baselines.cosines import Cosines, rounded
+from whence.methods.baselines.head import Features
 from whence.tasks import Task
 
 __all__ = ["NeighbourShapley", "shapley_values"]
-
-_DIGITS = 9  # cosines nearer than this are ties: products of other batch sizes round differently
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,28 +54,26 @@ class NeighbourShapley:
 
     def fit(self, task: Task, train: object) -> BaselineAttribution:
         """Compute the features of the training examples."""
-        examples = task.examples(train)
-        own = unit_features(task, examples, self.features)
+        cosines = Cosines.of(task, train, self.features)
+        examples = cosines.examples
         places = torch.from_numpy(np.argsort(examples.keys, kind="stable").astype(np.int64))  # by id
 
-        def values(cosines: Tensor, asked: Tensor, alone: bool) -> Tensor:
+        def values(near: Tensor, asked: Tensor, alone: bool) -> Tensor:
             labels = classes_of(examples, "training examples")[places]
-            found = torch.empty_like(cosines)
-            found[:, places] = shapley_values(cosines[:, places], labels[None] == asked[:, None], self.k, alone)
+            found = torch.empty_like(near)
+            found[:, places] = shapley_values(near[:, places], labels[None] == asked[:, None], self.k, alone)
             return found
 
         def score(queries: Examples) -> Tensor:
-            asked, labels = unit_features(task, queries, self.features), classes_of(queries, "queries")
-            return torch.cat([values(asked[part] @ own.T, labels[part], False) for part in blocks(len(asked))])
+            labels = classes_of(queries, "queries")
+            return torch.cat([values(near, labels[rows], False) for rows, near in cosines.of_queries(queries)])
 
         def suspect() -> np.ndarray:
             labels = classes_of(examples, "training examples")
-            total = torch.zeros(len(own), dtype=torch.float64)
-            for part in blocks(len(own)):
-                cosines = own[part] @ own.T
-                cosines[torch.arange(len(cosines)), torch.arange(part.start, part.stop)] = -torch.inf
-                total += values(cosines, labels[part], True).sum(0)
-            return (-total / max(1, len(own) - 1)).numpy()
+            total = torch.zeros(len(labels), dtype=torch.float64)
+            for rows, near in cosines.of_others():
+                total += values(near, labels[rows], True).sum(0)
+            return (-total / max(1, len(labels) - 1)).numpy()
 
         return BaselineAttribution(
             name="kNN-Shapley", examples=examples, score=score, suspect=suspect, prepare=task.examples
@@ -92,7 +89,7 @@ def shapley_values(similarity: Tensor, right: Tensor, k: int, alone: bool = Fals
         k: How many neighbours.
         alone: Leave out the least similar player of every query, which is the query itself: its value is 0.
     """
-    order = similarity.round(decimals=_DIGITS).argsort(dim=1, descending=True, stable=True)
+    order = rounded(similarity).argsort(dim=1, descending=True, stable=True)
     order = order[:, :-1] if alone else order
     count = order.shape[1]
     values = torch.zeros_like(similarity)

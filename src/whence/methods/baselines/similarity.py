@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from whence.data import Examples
-from whence.methods.baselines.base import BaselineAttribution, blocks, classes_of, same_class
-from whence.methods.baselines.head import Features, unit_features
+from whence.methods.baselines.base import BaselineAttribution, classes_of, same_class
+from whence.methods.baselines.cosines import Cosines
+from whence.methods.baselines.head import Features
 from whence.tasks import Task
 
 __all__ = ["Similarity", "rival_margin"]
@@ -43,20 +44,19 @@ class Similarity:
 
     def fit(self, task: Task, train: object) -> BaselineAttribution:
         """Compute the features of the training examples."""
-        examples = task.examples(train)
-        own = unit_features(task, examples, self.features)
+        cosines = Cosines.of(task, train, self.features)
 
         def score(queries: Examples) -> Tensor:
-            cosine = unit_features(task, queries, self.features) @ own.T
-            return cosine * same_class(examples, queries) if self.signed else cosine
+            found = torch.cat([found for _, found in cosines.of_queries(queries)])
+            return found * same_class(cosines.examples, queries) if self.signed else found
 
         def suspect() -> np.ndarray:
-            labels = classes_of(examples, "training examples")
-            parts = [rival_margin(own[part] @ own.T, labels, part) for part in blocks(len(own))]
+            labels = classes_of(cosines.examples, "training examples")
+            parts = [rival_margin(found, labels, rows) for rows, found in cosines.of_others()]
             return torch.cat(parts).numpy()
 
         return BaselineAttribution(
-            name="feature similarity", examples=examples, score=score, suspect=suspect, prepare=task.examples
+            name="feature similarity", examples=cosines.examples, score=score, suspect=suspect, prepare=task.examples
         )
 
 
