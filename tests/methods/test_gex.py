@@ -375,3 +375,11 @@ def test_an_automatic_rate_is_chosen_once(tmp_path: Path, monkeypatch: pytest.Mo
     again = method.fit(wh.Task(linear()), data())
     assert first.learning_rate == again.learning_rate
     assert torch.equal(first.features, again.features)
+
+
+def test_a_query_whose_loss_is_not_finite_is_named() -> None:
+    fitted = wh.GEX(members=2, steps=2).fit(wh.Task(linear()), data())
+    x, y = data(5)
+    x[3, 0] = float("nan")
+    with pytest.raises(wh.NumericalError, match="trained model must be finite, got NaN or infinity for example 3"):
+        fitted.scores((x, y))

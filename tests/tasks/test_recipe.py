@@ -279,3 +279,27 @@ def test_decay_factors_hold_by_parameter(name: Any) -> None:
 def test_factors_of_parameters_that_are_not_there_are_refused() -> None:
     with pytest.raises(ConfigError, match="decay_factors"):
         Recipe(build=lambda: nn.Linear(3, 2), decay_factors={"head": 0.0}).train((torch.randn(4, 3), torch.ones(4)))
+
+
+def test_batch_normalisations_are_never_given_one_example() -> None:
+    sizes: list[int] = []
+
+    class Noting(nn.BatchNorm1d):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(inputs))
+            return super().forward(inputs)
+
+    def normalised() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), Noting(4), nn.Linear(4, 2))
+
+    x, y = torch.randn(25, 3), torch.arange(25) % 2
+    Recipe(build=normalised, batch_size=8, epochs=1).train((x, y))
+    assert sizes == [8, 8, 9]
+    sizes.clear()
+    Recipe(build=normalised, batch_size=8, steps=4).train((x, y))
+    assert sizes == [8, 8, 9, 8]
+
+
+def test_a_model_without_anything_to_train_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must have parameters to train"):
+        Recipe(build=lambda: nn.Linear(3, 2).requires_grad_(False)).train((torch.randn(4, 3), torch.arange(4) % 2))

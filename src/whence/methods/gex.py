@@ -21,6 +21,7 @@ from whence.data import Examples
 from whence.errors import ConfigError, NumericalError
 from whence.gradients import Coverage, Gradients, GradientStream, Matrix, chunk_size, find_layers
 from whence.index import Index, IndexWriter, QueryFeatures
+from whence.methods.finite import finite
 from whence.methods.gex_diagnosis import Diagnosis, diagnose
 from whence.methods.laplace import Laplace, draw
 from whence.methods.member_folder import recipe_identity, told
@@ -54,8 +55,7 @@ class GEX:
         learning_rate: Peak step size, or "auto".
         schedule: "cosine" finds wrong labels; "constant" is what the paper prunes with, with ``clip=1.0``.
         momentum: Of the stochastic gradient descent.
-        batch_size: Examples a step; one or a few more for a model with batch normalisations where the last step of a
-            pass would be left with one.
+        batch_size: Examples a step.
         clip: Largest norm of a step's gradient, or None.
         recipe: A training of the user's own instead of all five above; it is started from θ̂ with another seed each.
         chain: Start each member from the one before: they wander farther, and cannot be trained side by side.
@@ -117,7 +117,7 @@ class GEX:
         if self.posterior is not None and (self.recipe is not None or self.chain):
             raise ConfigError("posterior must stand alone: members are drawn or trained, not both.")
         if self.posterior is None and self.recipe is None and self.learning_rate != "auto":
-            self._recipe(Task(torch.nn.Identity()), float(self.learning_rate), 2)  # says what is out of range
+            self._recipe(Task(torch.nn.Identity()), float(self.learning_rate))  # says what is out of range
 
     def fit(self, task: Task, train: Any) -> GEXAttribution:
         """Make the members and take the training examples' losses under each.
@@ -168,7 +168,7 @@ class GEX:
             if rate is None:
                 rate = self._rate(members.task, examples)
                 members.note("learning_rate", rate)
-            chosen = self._recipe(members.task, rate, len(examples))
+            chosen = self._recipe(members.task, rate)
         members.train(
             chosen, examples, seed=self.seed, chain=self.chain, processes=self.processes, progress=self.progress
         )
@@ -193,7 +193,7 @@ class GEX:
         best, gap = _RATES[0], -float("inf")
         for rate in _RATES:
             try:
-                trial = self._recipe(task, rate, len(examples)).train(examples, seed=self.seed, start=task.model)
+                trial = self._recipe(task, rate).train(examples, seed=self.seed, start=task.model)
             except NumericalError:
                 break  # larger ones diverge too
             found = diagnose(task, examples, base, _losses(task.with_model(trial), examples)[:, None])
@@ -203,16 +203,12 @@ class GEX:
                 best, gap = rate, found.rise - found.usual_rise
         return best
 
-    def _recipe(self, task: Task, rate: float, count: int) -> Recipe:
-        """Return how members are trained on ``count`` examples."""
+    def _recipe(self, task: Task, rate: float) -> Recipe:
+        """Return how members are trained."""
         schedule: Any = self.schedule
-        size = self.batch_size
-        if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in task.model.modules()):
-            while 1 < size < count and count % size == 1:
-                size += 1  # a last batch of one example has no variance
         return Recipe(
             build=torch.nn.Identity, loss=task.loss, outputs=task.outputs, optimizer="sgd", learning_rate=rate,
-            momentum=self.momentum, schedule=schedule, steps=self.steps, batch_size=size, clip=self.clip,
+            momentum=self.momentum, schedule=schedule, steps=self.steps, batch_size=self.batch_size, clip=self.clip,
             weight_decay=task.weight_decay, decay_factors=task.decay_factors,
         )  # fmt: skip
 
@@ -323,7 +319,7 @@ def _deviations(config: GEX, members: Members, examples: Examples) -> Tensor:
     task = members.task
     if config.linearised:
         return _linear_deviations(config, members, examples)
-    base = _losses(task, examples).clamp(min=config.tau)
+    base = finite(_losses(task, examples), examples.ids, "losses of the trained model").clamp(min=config.tau)
     return _finite(torch.stack([_losses(task.with_model(member), examples) - base for member in members], 1))
 
 

@@ -43,7 +43,8 @@ class Recipe:
         schedule: "constant", "cosine" (to 0) or "one_cycle" (linear up over a quarter, linear down to 0).
         epochs: Passes over the data.
         steps: Steps of the optimiser instead of ``epochs``; the last pass may be cut short.
-        batch_size: Examples a step.
+        batch_size: Examples a step; where a pass would leave one alone, it joins the step before in a model with batch
+            normalisations, which cannot normalise one.
         clip: Largest Euclidean norm of a step's gradient over all parameters; a longer one is scaled down to it.
         weight_decay: λ.
         decay_factors: By name of a parameter, what λ is multiplied with, as in `Task`; not for a callable optimizer,
@@ -180,16 +181,18 @@ class Recipe:
         """Run the epochs of stochastic gradient descent."""
         task = self.task(model)
         optimizer = self.make_optimizer({name: p for name, p in model.named_parameters() if p.requires_grad})
-        passes, steps = self._length(len(examples))
+        alone = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        sizes = _sizes(len(examples), self.batch_size, alone)
+        steps = self.epochs * len(sizes) if self.steps is None else self.steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate((step + 1) / (steps + 1)))
         generator = torch.Generator().manual_seed(seed)
         scale = weights / weights.mean()
         plain = bool((scale == 1).all())
         left = steps
-        for epoch in range(1, passes + 1):
+        for epoch in range(1, -(-steps // len(sizes)) + 1):
             model.train()
             total, seen = 0.0, 0
-            for rows in torch.randperm(len(examples), generator=generator).split(self.batch_size)[:left]:
+            for rows in torch.randperm(len(examples), generator=generator).split(sizes)[:left]:
                 batch = task.place(examples.batch(rows.numpy()))
                 if self.augment is not None:
                     augmented = self.augment(batch.inputs, generator)
@@ -216,14 +219,14 @@ class Recipe:
         optimizer.zero_grad(set_to_none=True)
         return model.eval()
 
-    def _length(self, count: int) -> tuple[int, int]:
-        """Return passes over ``count`` examples, the last maybe in part, and steps of the optimiser."""
-        each = -(-count // self.batch_size)
-        steps = self.epochs * each if self.steps is None else self.steps
-        return -(-steps // each), steps
-
     def make_optimizer(self, named: Mapping[str, Any]) -> torch.optim.Optimizer:
-        """Return the optimiser over the trainable parameters, by name."""
+        """Return the optimiser over the trainable parameters, by name.
+
+        Raises:
+            ConfigError: There are none.
+        """
+        if not named:
+            raise ConfigError("model must have parameters to train, got none with requires_grad. Unfreeze some.")
         if callable(self.optimizer):
             return self.optimizer(list(named.values()))
         groups: dict[float, list[Any]] = {}
@@ -242,6 +245,14 @@ class Recipe:
         if self.schedule == "one_cycle":
             return max(0.0, min(progress / 0.25, (1 - progress) / 0.75) if progress < 1 else 0.0)
         return 1.0
+
+
+def _sizes(count: int, size: int, normalised: bool) -> list[int]:
+    """Return the sizes of a pass's batches; of batch normalisations none is left alone."""
+    whole, rest = divmod(count, size)
+    if rest == 1 and whole and normalised:
+        return [size] * (whole - 1) + [size + 1]
+    return [size] * whole + [rest] * (rest > 0)
 
 
 def own_random_state() -> AbstractContextManager[None]:
