@@ -15,6 +15,7 @@ from whence.curvature import (
     Nystrom,
     Projected,
     Relative,
+    RowBlocks,
 )
 from whence.data import Examples, LabelledData, as_examples
 from whence.errors import (
@@ -138,7 +139,7 @@ from whence.uses.attack_box import Box
 from whence.uses.class_based import class_based, class_means, sample_references
 from whence.uses.cleanse import Cleansing, cleanse
 from whence.uses.debias import hard_debias
-from whence.uses.edit import Edit, edit
+from whence.uses.edit import Edit, EditSettings, edit
 from whence.uses.label_errors import find_label_errors
 from whence.uses.learning_curves import SeenUnseen
 from whence.uses.mismatch import DomainMismatch, domain_mismatch
@@ -179,6 +180,7 @@ __all__ = [
     "Diagonal",
     "DomainMismatch",
     "Edit",
+    "EditSettings",
     "Ensemble",
     "EnsembleAttribution",
     "ErrorTruth",
@@ -223,6 +225,7 @@ __all__ = [
     "Representer",
     "Retraining",
     "RetrainingCost",
+    "RowBlocks",
     "RunFormatError",
     "Scores",
     "SeenUnseen",

@@ -84,8 +84,8 @@ class Tape:
             return Gradients({})
         if not values.requires_grad:
             raise ConfigError(
-                "the loss must depend on the attributed layers, got values without a gradient. Use the model that the "
-                "loss is given and do not detach."
+                "a loss or measurement must depend on the attributed layers and be differentiable in them, got values "
+                "without a gradient. Use the model that it is given; do not detach, count or take an argmax."
             )
         for marks in self.marks.values():
             for mark in marks:

@@ -16,6 +16,7 @@ from whence.curvature import DataInfPreconditioner, JointPreconditioner, Precond
 from whence.data import Examples
 from whence.errors import ConfigError
 from whence.gradients import (
+    Collected,
     Coverage,
     Gradients,
     GradientStream,
@@ -24,6 +25,7 @@ from whence.gradients import (
     concatenate,
     decay_grids,
     dense_query_gradients,
+    thick,
 )
 from whence.index import QueryFeatures
 from whence.methods import groups, nearby, parts
@@ -137,8 +139,8 @@ class InfluenceAttribution:
         start = 0
         for block in self.query_blocks(queries, preconditioned=preconditioned):
             asked = slice(start, start + len(block))
-            for rows, gradients in training():
-                values[asked, rows] = block.inner(gradients.compact())
+            for rows, gradients in thick(training()):
+                values[asked, rows] = block.inner(gradients)
             if self.decayed_weights is not None:
                 offsets[asked] = block.inner(self.decayed_weights)[:, 0]
             start = asked.stop
@@ -294,24 +296,24 @@ class InfluenceAttribution:
         return None if self.decayed_weights is None else self.preconditioner.precondition(self.decayed_weights)
 
     def query_blocks(self, queries: Examples | None, *, preconditioned: bool = True) -> Iterator[Gradients]:
-        """Yield H⁻¹∇m, or ∇m, of the queries in blocks that fit the budget: each takes a pass over training."""
+        """Yield H⁻¹∇m, or ∇m, of the queries in blocks that fit the budget: each takes a pass over training.
+
+        A block is valid until the next.
+        """
         limit = max(self.config.memory_budget, _QUERY_BYTES)
         count = 1 if queries is None else len(queries)
-        held: list[Gradients] = []
-        used = most = 0
+        held = Collected(0)
         gradients = self._preconditioned_queries(queries) if preconditioned else self._query_gradients(queries)
         for part in gradients:
             expanded = part.expanded()
-            if not most:
+            if not held.rows:
                 fitting = max(1, limit // _bytes(expanded)) * len(part)
                 passes = -(-count // fitting)
-                most = -(-count // (passes * len(part))) * len(part)  # as many queries in every pass
-            if held and used + len(part) > most:
-                yield _emptied(held)
-                used = 0
-            held.append(expanded)
-            used += len(part)
-        yield _emptied(held)
+                held = Collected(-(-count // (passes * len(part))) * len(part))  # as many queries in every pass
+            if held.count and held.count + len(part) > held.rows:
+                yield held.joined()
+            held.add(expanded)
+        yield held.joined()
 
     def _preconditioned_queries(self, queries: Examples | None) -> Iterator[Gradients]:
         """Yield H⁻¹∇m of all queries (None: of the model alone), a chunk at a time."""
@@ -331,7 +333,7 @@ class InfluenceAttribution:
             return
         if task.measurement is None or isinstance(task.measurement, Loss):
             measured = task if task.measurement is None else Task(task.model, task.measurement, outputs=task.outputs)
-            for one in GradientStream(measured, layers, queries, chunk).chunks():
+            for one in GradientStream(measured, layers, queries, chunk, what="measurement").chunks():
                 yield one.training()
             return
         for batch in queries.batches(min(chunk, _QUERIES)):
@@ -376,12 +378,6 @@ def _bytes(gradients: Gradients) -> int:
     """Return the memory that gradients take."""
     tensors = (t for factor in gradients.layers.values() for t in factor.tensors().values())
     return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _emptied(held: list[Gradients]) -> Gradients:
-    """Return gradients as one and forget the parts."""
-    parts = (held.pop(0) for _ in range(len(held)))
-    return concatenate(parts)
 
 
 def _loss_unit(task: Task) -> str | None:

@@ -80,7 +80,7 @@ class GradientCosine:
         fitted = _plain(self.layers, self.batch_size, self.memory_budget).fit(task, train)
         return RankingAttribution(
             name="gradient cosine", examples=fitted.examples, score=lambda queries: _cosines(fitted, queries),
-            own=lambda: (_norms(fitted) > 0).double(), prepare=task.examples,
+            own=lambda: (_norms(fitted) > 0).double(), prepare=task.examples, alone=lambda: _cosines(fitted, None),
         )  # fmt: skip
 
 
@@ -93,8 +93,8 @@ def _norms(fitted: InfluenceAttribution) -> Tensor:
     return torch.cat([gradients.squared_norms() for _, gradients in fitted.training_gradients()]).sqrt()
 
 
-def _cosines(fitted: InfluenceAttribution, queries: Examples) -> Tensor:
-    """Return the cosines [Q, N]."""
+def _cosines(fitted: InfluenceAttribution, queries: Examples | None) -> Tensor:
+    """Return the cosines [Q, N]; of the model alone without queries."""
     values, norms = [], None
     for block in fitted.query_blocks(queries, preconditioned=False):
         parts, own = [], []

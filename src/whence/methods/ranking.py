@@ -12,10 +12,12 @@ import numpy as np
 from torch import Tensor
 
 from whence.data import Examples, as_examples
+from whence.errors import ConfigError
 from whence.index import Index, IndexWriter, QueryFeatures
 from whence.scores import Scores, Signal
+from whence.tasks import Task
 
-__all__ = ["FlatAttribution", "RankingAttribution"]
+__all__ = ["FlatAttribution", "RankingAttribution", "loss_only"]
 
 
 class _Ranks:
@@ -24,20 +26,27 @@ class _Ranks:
     name: str
     examples: Examples
     prepare: Callable[[Any], Examples]
+    alone: Callable[[], Tensor] | None
 
     @property
     def ids(self) -> np.ndarray:
         """Ids of the training examples [N]."""
         return self.examples.ids
 
-    def scores(self, queries: Any) -> Scores:
+    def scores(self, queries: Any = None) -> Scores:
         """Return scores [Q, N], positive = helpful; they rank only, so their unit is None.
 
         Args:
-            queries: Anything that `as_examples` takes, with labels.
+            queries: Anything that `as_examples` takes, with labels; None for a measurement of the model alone, where
+                the method has measurements (`TracIn`, `GradientCosine`).
+
+        Raises:
+            ConfigError: There are no queries, and the method does not measure models.
 
         Cost: that of the method, and Q·N numbers.
         """
+        if queries is None:
+            return Scores(values=self._alone(), query_ids=np.array(["model"]), ids=self.ids, unit=None)
         asked = self.prepare(queries)
         return Scores(values=self._values(asked), query_ids=asked.ids, ids=self.ids, unit=None)
 
@@ -54,6 +63,12 @@ class _Ranks:
         """Return self-scores [N]."""
         raise NotImplementedError
 
+    def _alone(self) -> Tensor:
+        """Return the values of a measurement of the model alone [1, N]."""
+        if self.alone is None:
+            raise ConfigError(f"{self.name} must be asked with queries, got none. Pass queries.")
+        return self.alone()
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankingAttribution(_Ranks):
@@ -65,6 +80,7 @@ class RankingAttribution(_Ranks):
         score: Queries -> values [Q, N].
         own: () -> self-scores [N].
         prepare: Data as a user has it -> examples.
+        alone: () -> values of a measurement of the model alone [1, N]; None where there is no such thing.
     """
 
     name: str
@@ -72,6 +88,7 @@ class RankingAttribution(_Ranks):
     score: Callable[[Examples], Tensor] = field(repr=False)
     own: Callable[[], Tensor] = field(repr=False)
     prepare: Callable[[Any], Examples] = field(default=as_examples, repr=False)
+    alone: Callable[[], Tensor] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         """Return name and count."""
@@ -96,6 +113,7 @@ class FlatAttribution(_Ranks):
         ask: Queries -> features [Q, D].
         identity: What an index is checked by.
         prepare: Data as a user has it -> examples.
+        alone: () -> values of a measurement of the model alone [1, N]; None where there is no such thing.
     """
 
     name: str
@@ -105,6 +123,7 @@ class FlatAttribution(_Ranks):
     ask: Callable[[Examples], Tensor] = field(repr=False)
     identity: Mapping[str, Any] = field(repr=False)
     prepare: Callable[[Any], Examples] = field(default=as_examples, repr=False)
+    alone: Callable[[], Tensor] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         """Return name and counts."""
@@ -129,3 +148,12 @@ class FlatAttribution(_Ranks):
 
     def _own(self) -> Tensor:
         return self.own
+
+
+def loss_only(task: Task, method: str) -> None:
+    """Raise where a task measures something else than its loss, which a method of its own measurement would ignore."""
+    if task.measurement is not None and task.measurement != task.loss:
+        raise ConfigError(
+            f"measurement must be left out for {method}, which explains the model's own outputs, got "
+            f"{task.measurement!r}. Use Influence, TracIn or GradientDot for another measurement."
+        )

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError
-from whence.methods.baselines.base import blocks
+from whence.methods.baselines.base import blocks, class_positions
 from whence.methods.baselines.head import Features, head_features
-from whence.methods.ranking import RankingAttribution
+from whence.methods.ranking import RankingAttribution, loss_only
 from whence.tasks import Task
 from whence.tasks.convex import minimise
 from whence.tasks.losses import BinaryCrossEntropy, CrossEntropy
@@ -32,7 +32,7 @@ class Representer:
     Args:
         weight_decay: λ of the fitted head, bias included, beside the mean loss.
         features: ``(model, batch) -> [B, D]``; None for what the model's last layer is given.
-        gradient_norm: Where fitting stops.
+        gradient_norm: Where fitting stops: the head is then within gradient_norm / λ of the minimum.
 
     Raises:
         ConfigError: A setting is not positive.
@@ -66,20 +66,23 @@ class Representer:
             train: Training examples: anything that `as_examples` takes.
 
         Raises:
-            ConfigError: The loss is another one, or there is no single head and no ``features``.
+            ConfigError: The loss or measurement is another one, or there is no single head and no ``features``.
+            DataError: A label is no class of the model's.
             NumericalError: The fit does not reach its gradient norm.
         """
         if not isinstance(task.loss, (CrossEntropy, BinaryCrossEntropy)):
             raise ConfigError(f"loss must be a cross-entropy for representer points, got {task.loss!r}.")
+        loss_only(task, "Representer")
         examples = task.examples(train)
-        targets = _labels(examples, "training examples")
+        count = _classes(task, examples)
+        targets = class_positions(examples, "training examples", max(2, count))
         own = head_features(task, examples, self.features)
-        alpha = self._coefficients(task.loss, own, targets, _classes(task, examples))
+        alpha = self._coefficients(task.loss, own, targets, count)
         joined = _with_one(own)
 
         def score(queries: Examples) -> Tensor:
             asked = _with_one(head_features(task, queries, self.features))
-            classes = _labels(queries, "queries")
+            classes = class_positions(queries, "queries", max(2, count))
             parts = [asked[part] @ joined.T * _towards(alpha, classes[part]) for part in blocks(len(asked))]
             return torch.cat(parts)
 
@@ -87,7 +90,7 @@ class Representer:
             if alpha.shape[1] == 1:
                 speaks = alpha[:, 0] * (2.0 * targets.double() - 1.0)
             else:
-                speaks = alpha.gather(1, targets.long()[:, None])[:, 0]
+                speaks = alpha.gather(1, targets[:, None])[:, 0]
             return speaks * joined.square().sum(1)
 
         return RankingAttribution(
@@ -99,7 +102,7 @@ class Representer:
     ) -> Tensor:
         """Return α [N, C] of a head of C outputs fitted to the features."""
         single = isinstance(loss, BinaryCrossEntropy)
-        head = nn.Linear(features.shape[1], count).double()
+        head = nn.utils.skip_init(nn.Linear, features.shape[1], count, dtype=torch.float64)  # no random numbers
         with torch.no_grad():
             head.weight.zero_()
             head.bias.zero_()
@@ -110,18 +113,10 @@ class Representer:
         )  # fmt: skip
         with torch.no_grad():
             outputs = fitted(features)
-            given = torch.zeros_like(outputs).scatter(1, targets.long()[:, None], 1.0) if not single else None
+            given = torch.zeros_like(outputs).scatter(1, targets[:, None], 1.0) if not single else None
             slope = outputs.softmax(1) - given if given is not None else outputs.sigmoid() - targets.double()[:, None]
             alpha: Tensor = -slope / (self.weight_decay * len(features))
         return alpha
-
-
-def _labels(examples: Examples, what: str) -> Tensor:
-    """Return the labels [N], also those of one logit [N, 1]."""
-    targets = examples.targets
-    if targets is None or targets.numel() != len(targets):
-        raise ConfigError(f"{what} must have one label each for representer points. Pass (inputs, labels).")
-    return targets.reshape(-1).cpu()
 
 
 def _classes(task: Task, examples: Examples) -> int:
@@ -140,4 +135,4 @@ def _towards(alpha: Tensor, classes: Tensor) -> Tensor:
     """Return how each training example speaks for the queries' labels [Q, N]."""
     if alpha.shape[1] == 1:
         return (2.0 * classes.double() - 1.0)[:, None] * alpha[:, 0][None]
-    return alpha.T[classes.long()]
+    return alpha.T[classes]

@@ -101,6 +101,7 @@ class TracIn:
         return RankingAttribution(
             name="TracIn", examples=examples, score=partial(_scores, self, task, examples),
             own=partial(_self_scores, self, task, examples), prepare=task.examples,
+            alone=partial(_scores, self, task, examples, None),
         )  # fmt: skip
 
 
@@ -114,8 +115,8 @@ def _members(config: TracIn, task: Task, examples: Examples) -> Iterator[tuple[f
         yield rate, plain.fit(task.with_model(model_at(task.model, checkpoint)), examples)
 
 
-def _scores(config: TracIn, task: Task, examples: Examples, queries: Examples) -> Tensor:
-    """Return (1/N) Σ_c η_c ∇mᵀ∇ℓ [Q, N]."""
+def _scores(config: TracIn, task: Task, examples: Examples, queries: Examples | None) -> Tensor:
+    """Return (1/N) Σ_c η_c ∇mᵀ∇ℓ [Q, N]; of the model alone without queries."""
     total: Tensor | None = None
     for rate, fitted in _members(config, task, examples):
         values, _ = fitted.products(queries, fitted.training_gradients)
@@ -139,11 +140,11 @@ def _projected(config: TracIn, task: Task, examples: Examples) -> FlatAttributio
     assert config.projection is not None
     dimension = config.projection
 
-    def features(data: Examples, measured: bool) -> Tensor:
+    def features(data: Examples | None, measured: bool) -> Tensor:
         parts = []
         for rate, fitted in _members(config, task, examples):
             project = RandomFeatures.of(fitted.task, fitted.coverage.layers, dimension, config.seed)
-            if measured:
+            if data is None or measured:
                 made = [project(block) for block in fitted.query_blocks(data, preconditioned=False)]
             else:
                 stream = GradientStream(fitted.task, fitted.coverage.layers, data, fitted.stream.chunk)
@@ -156,4 +157,5 @@ def _projected(config: TracIn, task: Task, examples: Examples) -> FlatAttributio
     return FlatAttribution(
         name="TracIn", examples=examples, features=own, own=own.square().sum(1), identity=identity,
         ask=lambda queries: features(queries, True), prepare=task.examples,
+        alone=lambda: features(None, True) @ own.T,
     )  # fmt: skip

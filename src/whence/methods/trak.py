@@ -12,11 +12,11 @@ from torch import Tensor
 from whence.curvature import Relative
 from whence.curvature.base import Damping, absolute, validate_damping
 from whence.data import Examples
-from whence.errors import ConfigError, NumericalError
+from whence.errors import ConfigError, DataError, NumericalError
 from whence.gradients import Coverage, GradientStream, check_capture, chunk_size, find_layers
 from whence.methods.checkpoints import Checkpoints, model_at
 from whence.methods.random_features import RandomFeatures
-from whence.methods.ranking import FlatAttribution
+from whence.methods.ranking import FlatAttribution, loss_only
 from whence.tasks import Task
 from whence.tasks.losses import BinaryCrossEntropy, CrossEntropy
 
@@ -80,11 +80,12 @@ class TRAK:
             train: Training examples: anything that `as_examples` takes.
 
         Raises:
-            ConfigError: The loss has no log-odds, or no layer can be attributed.
+            ConfigError: The loss has no log-odds, the measurement is another one, or no layer can be attributed.
             NumericalError: ΦᵀΦ plus damping is singular.
         """
         if not isinstance(task.loss, (CrossEntropy, BinaryCrossEntropy)):
             raise ConfigError(f"loss must be a cross-entropy, whose log-odds TRAK explains, got {task.loss!r}.")
+        loss_only(task, "TRAK")
         examples = task.examples(train)
         features: list[Tensor] = []
         own = torch.zeros(len(examples), dtype=torch.float64, device=task.device)
@@ -119,12 +120,19 @@ def log_odds(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         ConfigError: They are shaped otherwise.
+        DataError: A label is no class.
     """
     if outputs.ndim == 1 or (outputs.ndim == 2 and outputs.shape[1] == 1):
         sign = 2.0 * targets.reshape(-1).to(outputs) - 1.0
         return sign.reshape(outputs.shape), torch.sigmoid(-sign * outputs.reshape(-1)).double()
     if outputs.ndim != 2 or targets.ndim != 1:
         raise ConfigError(f"outputs must be class logits [B, C] for log-odds, got {tuple(outputs.shape)}.")
+    wrong = (targets < 0) | (targets >= outputs.shape[1])
+    if bool(wrong.any()):
+        raise DataError(
+            f"labels must be classes 0 … {outputs.shape[1] - 1} for log-odds, got {int(targets[wrong][0])}. "
+            "Leave examples without a label out."
+        )
     own = torch.zeros_like(outputs).scatter(1, targets.long()[:, None], 1.0)
     others = outputs.masked_fill(own.bool(), -torch.inf)
     given = outputs.gather(1, targets.long()[:, None])[:, 0]

@@ -1,5 +1,12 @@
 """Tasks: a model, its training loss, what is measured, and how it was trained."""
 
+from whence.tasks.clustering import (
+    Clustering,
+    DeepClustering,
+    KullbackLeibler,
+    target_distribution,
+    train_clustering,
+)
 from whence.tasks.estimator_losses import ClassWeighted, OneVersusRest, SquaredHinge
 from whence.tasks.losses import (
     BinaryCrossEntropy,
@@ -30,8 +37,11 @@ from whence.tasks.turnover import (
 __all__ = [
     "BinaryCrossEntropy",
     "ClassWeighted",
+    "Clustering",
     "CrossEntropy",
+    "DeepClustering",
     "Hinge",
+    "KullbackLeibler",
     "Leakage",
     "Loss",
     "MeanSquaredError",
@@ -50,6 +60,8 @@ __all__ = [
     "mask_layers",
     "masks",
     "reseed",
+    "target_distribution",
+    "train_clustering",
     "turn_over",
     "turn_over_outputs",
 ]

@@ -250,12 +250,13 @@ class Task:
         return value.reshape(1)
 
     def _evaluate(self, what: Any, role: str, batch: Batch, outputs: Tensor | None) -> Tensor:
+        call: Callable[..., Any] = what
         if not isinstance(what, ModelMeasurement) and isinstance(what, Loss):
             if batch.targets is None:
                 raise ConfigError(f"the {role} needs targets, but the examples have none. Pass (inputs, targets).")
             return what(self.forward(batch) if outputs is None else outputs, batch.targets)
-        _check_call(what, (self.model, batch), "takes (model, batch)", "Call scores() without queries.")
-        values = what(self.model, batch)
+        _check_call(call, (self.model, batch), "takes (model, batch)", "Call scores() without queries.")
+        values = call(self.model, batch)
         if not isinstance(values, Tensor) or values.shape != (len(batch),):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ConfigError(
@@ -302,7 +303,8 @@ def _check_call(function: Callable[..., Any], arguments: tuple[Any, ...], wanted
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise ConfigError(f"the loss or measurement must be a function that {wanted} here, but {error}. {remedy}") from None
+        told = f"the loss or measurement must be a function that {wanted} here, but {error}. {remedy}"
+        raise ConfigError(told) from None
 
 
 def _check_factors(factors: Mapping[str, float], model: nn.Module) -> None:
