@@ -18,6 +18,7 @@ from whence.curvature.nystrom import Nystrom
 from whence.curvature.projected import Projected, ProjectedPreconditioner
 from whence.curvature.ranks import with_rank_of
 from whence.curvature.restore import preconditioner_from_state
+from whence.curvature.rows import RowBlocks, RowPreconditioner, TwoTables
 
 __all__ = [
     "CG",
@@ -44,6 +45,9 @@ __all__ = [
     "Projected",
     "ProjectedPreconditioner",
     "Relative",
+    "RowBlocks",
+    "RowPreconditioner",
+    "TwoTables",
     "block_from_state",
     "exact_from_state",
     "preconditioner_from_state",

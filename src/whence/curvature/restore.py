@@ -15,6 +15,7 @@ from whence.curvature.diagonal import diagonal_from_state
 from whence.curvature.exact import exact_from_state
 from whence.curvature.lowrank import low_rank_from_state
 from whence.curvature.projected import projected_from_state
+from whence.curvature.rows import rows_from_state
 from whence.curvature.stationary import stationary_from_state
 from whence.gradients import GradientStream
 
@@ -45,6 +46,8 @@ def preconditioner_from_state(
     kind = settings["kind"]
     if kind == "datainf":
         return datainf_from_state(settings, stream)
+    if kind == "rows":
+        return rows_from_state(settings, stream)
     if kind not in solvers:
         return alone[kind](settings, tensors)
     inner = None

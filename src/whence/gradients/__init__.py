@@ -1,7 +1,8 @@
 """Per-example gradients, kept factored: capture, inner products, streaming passes."""
 
 from whence.gradients.capture import Tape, record
-from whence.gradients.factors import Factor, Gradients, Lookup, Matrix, Outer, concatenate, squared_norm
+from whence.gradients.collected import Collected, thick
+from whence.gradients.factors import Factor, Gradients, Lookup, Matrix, Outer, by_columns, concatenate, squared_norm
 from whence.gradients.layers import Coverage, Layer, find_layers
 from whence.gradients.stream import (
     Chunk,
@@ -16,6 +17,7 @@ from whence.gradients.stream import (
 
 __all__ = [
     "Chunk",
+    "Collected",
     "Coverage",
     "Factor",
     "Fisher",
@@ -26,6 +28,7 @@ __all__ = [
     "Matrix",
     "Outer",
     "Tape",
+    "by_columns",
     "check_capture",
     "chunk_size",
     "concatenate",
@@ -35,4 +38,5 @@ __all__ = [
     "parameter_gradients",
     "record",
     "squared_norm",
+    "thick",
 ]

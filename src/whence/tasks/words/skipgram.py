@@ -53,6 +53,17 @@ class SkipGram(nn.Module):
         others = self.outputs(torch.cat([words, noise.flatten(1)], 1))  # [B, T + blocks·M, d]
         return logits_of(centres, others, self.window, noise.shape[1])
 
+    def pairs(self, words: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows whose product every logit is: of the inputs [B, T], of the outputs [B, T, 2·window + M].
+
+        Where a context would lie outside the run it is any word; such a logit counts nothing.
+        """
+        length = words.shape[1]
+        offsets = [offset for offset in range(-self.window, self.window + 1) if offset != 0]
+        places = torch.arange(length, device=words.device)[:, None] + torch.tensor(offsets, device=words.device)
+        contexts = words[:, places.clamp(0, length - 1)]  # [B, T, 2·window]
+        return words, torch.cat([contexts, noise.repeat_interleave(length // noise.shape[1], 1)], 2)
+
 
 def logits_of(centres: Tensor, others: Tensor, window: int, blocks: int) -> Tensor:
     """Return logits [B, T, 2·window + M] of centres [B, T, d] with the words [T] and noise words [blocks·M] after them.
@@ -108,5 +119,9 @@ class NegativeSampling:
 
     def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return diag(|y| p (1 − p)) [B, C, C] over all logits of an example."""
+        return torch.diag_embed(self.logit_curvature(outputs, targets).flatten(1))
+
+    def logit_curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return |y| p (1 − p), shaped like the logits."""
         p = outputs.sigmoid()
-        return torch.diag_embed((targets.abs() * p * (1 - p)).flatten(1))
+        return targets.abs() * p * (1 - p)
