@@ -53,6 +53,7 @@ def makers(case: zoo.Case, size: int | None = None) -> dict[str, Any]:
     }
     if case.loss in ("cross_entropy", "binary_cross_entropy"):
         found["trak"] = wh.TRAK(dimension=12, damping=0.1, batch_size=size)
+        found["representer"] = wh.Representer()
         found["trak-members"] = wh.TRAK(members=states, dimension=12, damping=wh.Relative(0.1), batch_size=size)
     return found
 
@@ -80,7 +81,7 @@ def test_batches_and_order_change_nothing_by_id(kind: str, name: str) -> None:
         assert (own_values - found[0][1]).norm() <= 1e-9 * found[0][1].norm()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "representer"])
 def test_nothing_is_left_behind(kind: str) -> None:
     case, task = case_and_task("mlp")
     case.model.train()
@@ -346,3 +347,9 @@ def test_an_example_is_not_its_own_neighbour_when_it_is_suspected() -> None:
         fitted = wh.NeighbourShapley(k=3).fit(task, train.select(rest))
         total[rest] += fitted.scores(train.select(np.array([i]))).values.numpy()[0]
     np.testing.assert_allclose(suspicion, -total / (COUNT - 1), atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [wh.TRAK(dimension=4), wh.Representer()])
+def test_labels_that_are_no_class_are_refused(method: Any) -> None:
+    with pytest.raises(wh.DataError, match="got -100"):
+        method.fit(wh.Task(nn.Linear(3, 2)), (torch.randn(4, 3), torch.tensor([0, 1, -100, 0])))
