@@ -112,6 +112,24 @@ def test_a_models_own_rows_and_a_memorising_model_is_named(place: Path) -> None:
     assert found.summary["model"]["name"] == "oracle" and found.default is None
 
 
+def test_the_default_judges_with_a_model_that_sees_no_wrong_label(place: Path) -> None:
+    data = read(place / "data.csv")
+    true = np.arange(ROWS) % 2
+    model = nn.Linear(2, 2, bias=False)
+    nn.init.eye_(model.weight)
+
+    def first_two(labels: np.ndarray, second_opinion: bool) -> tuple[set[str], bool]:
+        brought = UserModel(model=model, inputs=40 * torch.eye(2)[torch.from_numpy(labels)])
+        found = audit(data, model=brought, method="identity", second_opinion=second_opinion)
+        told = any("sees no wrong label" in notice["title"] for notice in found.summary["warnings"])
+        assert told == ("bayes_loss" in found.suspects or "refit_loss" in found.suspects)
+        return set(found.suspects["id"][:2]), told
+
+    assert first_two(data.labels, True) == ({"4", "51"}, True)
+    assert first_two(data.labels, False) == ({"0", "1"}, False)  # all alike to a model that learned every label
+    assert first_two(true, True) == ({"4", "51"}, False)  # it sees them by itself
+
+
 def test_unknown_methods_and_models_that_do_not_fit(place: Path) -> None:
     data = read(place / "data.csv")
     with pytest.raises(ConfigError, match="ekfac"):

@@ -31,6 +31,7 @@ class Finished:
         attribution: Influence of the training rows.
         logits: What the model gives for every row [N, C].
         held_out: Accuracy on rows that were not trained on, where it was measured.
+        opinion: Whether the embedded default judged with the user's model, which sees no wrong label.
         suspects: As `find_label_errors` returns it.
         seconds: Times of the stages.
     """
@@ -43,6 +44,7 @@ class Finished:
     held_out: float | None
     suspects: pd.DataFrame
     seconds: SecondsCard
+    opinion: bool = False
 
 
 def run_card(found: Finished, version: str) -> RunCard:
@@ -106,7 +108,15 @@ def _notices(found: Finished) -> Sequence[Notice]:
             )
         )
     fitted = float((found.logits.argmax(1) == data.labels).mean())
-    if fitted >= 0.995 and (held_out is None or held_out < fitted - 0.03):
+    if found.opinion:
+        notices.append(
+            Notice(
+                title="The model sees no wrong label: none is wrong, or it has memorised them.",
+                text=f"It gives {fitted:.1%} of the rows their given label. The embedded default was therefore trained "
+                "on them as well and judges with it.",
+            )
+        )
+    elif fitted >= 0.995 and (held_out is None or held_out < fitted - 0.03):
         notices.append(
             Notice(
                 title="The model has memorised the labels.",

@@ -21,6 +21,7 @@ from whence.report import ReportLimits, SecondsCard, summarise
 from whence.tasks import Recipe, Task
 from whence.tasks.defaults import Default, default_for
 from whence.uses.label_errors import Members, find_label_errors
+from whence.uses.noise_rate import estimate_noise
 
 __all__ = ["METHODS", "Audit", "UserModel", "audit", "train_rows_of"]
 
@@ -30,6 +31,7 @@ METHODS: dict[str, Curvature] = {
     "exact": Exact(damping=Relative(0.1)),
     "identity": Identity(),
 }
+SEES_NONE = 0.005  # estimated share of wrong labels below which a model sees none
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,6 +101,7 @@ def audit(  # noqa: PLR0913 - the settings of the main job
     model: UserModel | None = None,
     reference: LabelledData | None = None,
     method: str = "ekfac",
+    second_opinion: bool = True,
     seed: int = 0,
     version: str = "",
     on_stage: OnStage | None = None,
@@ -106,11 +109,16 @@ def audit(  # noqa: PLR0913 - the settings of the main job
 ) -> Audit:
     """Find the rows that are probably mislabelled, with evidence.
 
+    A user's model that sees no wrong label has learned them, or there is none: then the embedded default is trained as
+    well and judges with it. Measured on models that fit their noise, average precision with and without: MNIST .996 and
+    .346, CIFAR-10N .780 and .530, SMS .967 and .503, AG News .839 and .552 (`make reproduce-detectors`).
+
     Args:
         data: Labelled rows with at least two classes.
         model: A user's own trained model; None trains the embedded default for the kind of data, twice.
         reference: Other rows whose labels are known to be right, for class-based influence; with an embedded default.
         method: Curvature for influence: "ekfac", "kfac", "exact", "identity".
+        second_opinion: Whether the default may judge with a user's model; False for the user's model alone.
         seed: Seed of training and of sampled labels.
         version: Version to name in the summary.
         on_stage: Called with (stage, epochs); may return a callback for epochs.
@@ -123,14 +131,14 @@ def audit(  # noqa: PLR0913 - the settings of the main job
         ConfigError: An unknown method, or a model that does not fit the data.
         DataError: The data cannot be learned from.
 
-    Cost: two fits of the embedded default (a third, on four fifths of the rows, reports held-out accuracy), one
-    influence fit, and scores of the suspects.
+    Cost: two fits of the embedded default (a third, on four fifths of the rows, reports held-out accuracy; for a user's
+    model none, or two where it sees no wrong label), one influence fit, and scores of the suspects.
     """
     _check(method, model, reference)
     clock = _Clock()
     job = _prepare(data, model, seed, on_stage)
     prepared = clock.lap()
-    judged = _judge(job)
+    judged = _judge(job, second_opinion)
     trained = clock.lap()
     attribution = _attribute(job, judged, method)
     suspects = _suspects(job, judged, attribution, reference)
@@ -142,6 +150,7 @@ def audit(  # noqa: PLR0913 - the settings of the main job
         attribution=attribution,
         logits=judged.logits,
         held_out=judged.held_out,
+        opinion=judged.opinion is not None,
         suspects=suspects,
         seconds=SecondsCard(read=prepared, train=trained, score=scored, total=prepared + trained + scored),
     )
@@ -185,6 +194,7 @@ class _Judged:
     logits: np.ndarray
     held_out: float | None
     fits: Fits | None
+    opinion: Fits | None = None
 
 
 def _check(method: str, model: UserModel | None, reference: LabelledData | None) -> None:
@@ -214,15 +224,24 @@ def _prepare(data: LabelledData, model: UserModel | None, seed: int, on_stage: O
     )
 
 
-def _judge(job: _Job) -> _Judged:
+def _judge(job: _Job, second_opinion: bool) -> _Judged:
     """Train the embedded default, twice, or take the user's model as it is."""
     default = job.default
     if default is None:
         assert job.model is not None
         task = job.model.task
-        return _Judged(task=task, logits=_user_logits(task, job.examples, job.data), held_out=None, fits=None)
-    fits = fit_members(
-        job.examples,
+        logits = _user_logits(task, job.examples, job.data)
+        opinion = _opinion(job, logits) if second_opinion else None
+        return _Judged(task=task, logits=logits, held_out=None, fits=None, opinion=opinion)
+    fits = _fits(job, default, job.examples)
+    held_out = _held_out(job, default, fits.logits)
+    return _Judged(task=default.recipe.task(fits.model), logits=fits.logits, held_out=held_out, fits=fits)
+
+
+def _fits(job: _Job, default: Default, examples: Examples) -> Fits:
+    """Train the embedded default on all rows and on those that it trusts."""
+    return fit_members(
+        examples,
         default.recipe,
         refit=default.refit,
         counts=default.counts,
@@ -230,8 +249,19 @@ def _judge(job: _Job) -> _Judged:
         seed=job.seed,
         on_stage=job.on_stage,
     )
-    held_out = _held_out(job, default, fits.logits)
-    return _Judged(task=default.recipe.task(fits.model), logits=fits.logits, held_out=held_out, fits=fits)
+
+
+def _opinion(job: _Job, logits: np.ndarray) -> Fits | None:
+    """Return the embedded default's fits where the user's model sees no wrong label; None where it sees some."""
+    rows = np.arange(len(job.data)) if job.train_rows is None else job.train_rows
+    if estimate_noise(logits[rows], job.data.labels[rows]).rate >= SEES_NONE:
+        return None
+    default = default_for(job.data, seed=job.seed)
+    examples = as_examples((_inputs(default, None, job.data), torch.from_numpy(job.data.labels)), ids=job.data.ids)
+    try:
+        return _fits(job, default, examples)
+    except DataError:  # the default learned no two classes: nothing to add
+        return None
 
 
 def _attribute(job: _Job, judged: _Judged, method: str) -> InfluenceAttribution:
@@ -252,6 +282,15 @@ def _suspects(
         fits = judged.fits
         shown = attribution if job.train_rows is None else None
         source = Members(logits=fits.logits, refit_logits=fits.refit_logits, judges=fits.judges, attribution=shown)
+    elif judged.opinion is not None:
+        fits, shown = judged.opinion, attribution if job.train_rows is None else None
+        source = Members(
+            logits=judged.logits,
+            others=(fits.logits,),
+            refit_logits=fits.refit_logits,
+            judges=fits.judges,
+            attribution=shown,
+        )
     elif job.train_rows is not None:  # the attribution covers the training rows, the list all rows
         source = torch.from_numpy(judged.logits).softmax(1)
     trusted = None if reference is None or job.default is None else _trusted(reference, job.data, job.default)

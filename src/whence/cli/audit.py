@@ -39,6 +39,9 @@ def audit_command(
     model: Model = None,
     weights: Weights = None,
     method: Method = "ekfac",
+    second_opinion: Annotated[
+        bool, typer.Option(help="Let the embedded default judge too where your model sees no wrong label.")
+    ] = True,
     out: Annotated[Path, typer.Option(help="Folder for the run.")] = Path("whence-run"),
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON summary.")] = False,
@@ -59,11 +62,12 @@ def audit_command(
     with Stages(quiet=quiet) as stages:
         stages(f"reading {plain(data, 60)}", 0)
         labelled = read(data, options)
-        own = None if model is None else load_user_model(model, weights, labelled)
+        own = None if model is None else load_user_model(model, weights, labelled, seed=seed)
         right = None if vouched is None else _reference(vouched, data, options, labelled.label_name)
         result = audit(
-            labelled, model=own, reference=right, method=method, seed=seed, version=__version__, on_stage=stages
-        )
+            labelled, model=own, reference=right, method=method, second_opinion=second_opinion, seed=seed,
+            version=__version__, on_stage=stages,
+        )  # fmt: skip
         stages("writing the run", 0)
         report = write_run(result, out, source=str(Path(data)), options=options)
     if as_json:

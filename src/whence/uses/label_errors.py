@@ -51,12 +51,14 @@ class Members:
     Args:
         logits: [N, C] of the fit on all rows.
         refit_logits: [N, C] of the refit on trusted rows; suspects are out of sample for it. None for no refit.
+        others: Logits [N, C] of other models that were trained on all rows; each has the say of the first.
         judges: Leave-one-out logits [N, C] of other models, such as naive Bayes in closed form.
         attribution: Of the first model, for evidence and influence signals; None for predictions alone.
     """
 
     logits: Array
     refit_logits: Array | None = None
+    others: tuple[Array, ...] = ()
     judges: tuple[Array, ...] = ()
     attribution: Attribution | None = None
 
@@ -189,9 +191,12 @@ def _judge(source: Any, given: Array, embeddings: Any) -> _Judgement:
             check_logits(name, logits, given)
         fitted = [np.log(_softmax(source.logits) + _TINY)]
         signals: dict[str, Array] = {"loss": -fitted[0][rows, given]}
+        for logits in source.others:
+            check_logits("others", logits, given)
+            fitted.append(np.log(_softmax(logits) + _TINY))
         if source.refit_logits is not None:
             fitted.append(np.log(_softmax(source.refit_logits) + _TINY))
-            signals["refit_loss"] = -fitted[1][rows, given]
+            signals["refit_loss"] = -fitted[-1][rows, given]
         judges = [_calibrated(judge, given) for judge in source.judges]
         if judges:
             signals["bayes_loss"] = -judges[0][rows, given]
