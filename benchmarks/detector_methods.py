@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,14 @@ import whence as wh
 from detector_sets import Noisy
 from measure import memory
 from rivals import label_quality
+from whence.audit.job import SEES_NONE
+from whence.audit.members import fit_members
+from whence.tasks.defaults import default_for
+from whence.uses.label_errors import Members
+from whence.uses.noise_rate import estimate_noise
 
 RP = 256  # random features a checkpoint
+MASKS = (0, 1)  # seeds of turn-over dropout
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,9 +36,11 @@ class Subject:
         gex: GEX's settings here.
         arnoldi: Layers for Arnoldi; None for all.
         folds: Of out-of-fold predictions.
+        masked: Layers whose inputs turn-over dropout masks.
         early: Epochs of EL2N's models.
         seed: Seed of everything.
         folder: Where values and weights are kept, so that an interrupted run resumes.
+        dtype: Precision of the model and of what is measured; trainings are in float32.
     """
 
     rows: Noisy
@@ -40,9 +48,16 @@ class Subject:
     gex: wh.GEX
     arnoldi: Any
     folds: int
+    masked: tuple[str, ...]
     early: int
     seed: int
     folder: Path
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def values(self) -> Path:
+        """Where values are kept."""
+        return self.folder if self.dtype == torch.float32 else self.folder / "float64"
 
     @cached_property
     def run(self) -> wh.Checkpoints:
@@ -50,10 +65,13 @@ class Subject:
         path = self.folder / "checkpoints.pt"
         if path.is_file():
             kept = torch.load(path, weights_only=True)
-            model = self.recipe.build()  # type: ignore[misc]
+            build = self.recipe.build
+            assert build is not None
+            model = build().to(self.dtype)
             model.load_state_dict(kept["weights"][-1])
+            weights = [{name: value.to(self.dtype) for name, value in one.items()} for one in kept["weights"]]
             return wh.Checkpoints(
-                weights=tuple(kept["weights"]), learning_rates=tuple(kept["rates"]), epochs=tuple(kept["epochs"]),
+                weights=tuple(weights), learning_rates=tuple(kept["rates"]), epochs=tuple(kept["epochs"]),
                 model=model.eval(),
             )  # fmt: skip
         start = time.perf_counter()
@@ -107,6 +125,21 @@ class Subject:
         probabilities = self.held.outputs.softmax(1).numpy()
         return -label_quality(self.rows.labels, probabilities, method)
 
+    @cached_property
+    def turned(self) -> wh.TurnOverAttribution:
+        """Turn-over dropout: trainings of its own."""
+        return wh.TurnOver(seeds=MASKS, insert=self.masked).fit(self.recipe, self.rows.train)
+
+    @cached_property
+    def audited(self) -> Members:
+        """Both fits of the model that `whence audit` trains by itself, and its judge."""
+        data = self.rows.data
+        default = default_for(data, seed=self.seed)
+        inputs = default.preparation.transform(data) if default.inputs is None else default.inputs
+        examples = wh.as_examples((inputs, torch.from_numpy(data.labels)))
+        fits = fit_members(examples, default.recipe, refit=default.refit, counts=default.counts, seed=self.seed)
+        return Members(logits=fits.logits, refit_logits=fits.refit_logits, judges=fits.judges)
+
     def early_recipe(self) -> wh.Recipe:
         """The recipe, stopped early."""
         r = self.recipe
@@ -116,11 +149,27 @@ class Subject:
         )  # fmt: skip
 
 
-def _audit(subject: Subject) -> np.ndarray:
-    """Rank as `find_label_errors` does with EK-FAC on the model alone."""
-    attribution = wh.Influence(curvature=wh.EKFAC(damping="auto"), layers="last").fit(subject.task, subject.rows.train)
-    frame = wh.find_label_errors(attribution, evidence=0).set_index("id")
-    return frame.loc[[str(id_) for id_ in subject.rows.train.ids.tolist()], "suspicion"].to_numpy()
+def _ranked(subject: Subject, source: Any) -> np.ndarray:
+    """Rank as `find_label_errors` does."""
+    frame = wh.find_label_errors(source, labels=subject.rows.labels, evidence=0)
+    frame.index = frame["id"].astype(str)
+    return frame.loc[[str(row) for row in range(len(subject.rows.labels))], "suspicion"].to_numpy()
+
+
+def _own(subject: Subject) -> np.ndarray:
+    """Rank with EK-FAC on the model alone."""
+    config = wh.Influence(curvature=wh.EKFAC(damping="auto"), layers="last")
+    return _ranked(subject, config.fit(subject.task, subject.rows.train))
+
+
+def _audit_of_own(subject: Subject) -> np.ndarray:
+    """Rank as `whence audit --model` does: with its own model's say where the user's sees no wrong label."""
+    with torch.no_grad(), subject.task.evaluating():
+        parts = [subject.task.forward(batch).double() for batch in subject.rows.train.batches(1024)]
+    logits = torch.cat(parts).numpy()
+    if estimate_noise(logits, subject.rows.labels).rate >= SEES_NONE:
+        return _own(subject)
+    return _ranked(subject, replace(subject.audited, logits=logits, others=(subject.audited.logits,)))
 
 
 def _tracin(subject: Subject, **settings: Any) -> wh.TracIn:
@@ -146,7 +195,10 @@ METHODS: dict[str, Callable[[Subject], np.ndarray]] = {
     "gradient dot": lambda s: s.own(wh.GradientDot()),
     "TRAK": lambda s: s.own(wh.TRAK(dimension=512)),
     "representer": lambda s: s.own(wh.Representer()),
-    "find_label_errors": _audit,
+    "find_label_errors": _own,
+    "whence audit": lambda s: _ranked(s, s.audited),
+    "whence audit --model": _audit_of_own,
+    "turn-over dropout": lambda s: np.asarray(s.turned.self_scores().values),
     "gradient dot, class-based*": lambda s: s.by_class(wh.GradientDot(layers="last")),
     "EK-FAC, class-based*": lambda s: s.by_class(wh.Influence(curvature=EKFAC, layers="last", seed=s.seed)),
     "TracIn, class-based*": lambda s: s.by_class(_tracin(s, layers="last")),
@@ -157,17 +209,27 @@ METHODS: dict[str, Callable[[Subject], np.ndarray]] = {
 }  # fmt: skip
 
 
+def doubled(subject: Subject) -> Subject:
+    """Return the same subject in double precision, its training taken from float32."""
+    _ = subject.run
+    train = subject.rows.train
+    batch = train.batch(np.arange(len(train)))
+    rows = replace(subject.rows, train=wh.as_examples((batch.inputs.double(), batch.targets)))
+    return replace(subject, rows=rows, dtype=torch.float64)
+
+
 def measured(subject: Subject, names: list[str]) -> dict[str, dict[str, Any]]:
     """Return values, seconds and added memory by method; what the folder holds is not computed again."""
     found: dict[str, dict[str, Any]] = {}
     for name in names:
-        path = subject.folder / f"{name.replace(' ', '_').replace('*', '')}.npz"
+        path = subject.values / f"{name.replace(' ', '_').replace('*', '')}.npz"
         if not path.is_file():
             _ = subject.task
             before = memory(fresh=True)
             wall, cpu = time.perf_counter(), time.process_time()
             values = METHODS[name](subject)
             cost = [time.perf_counter() - wall, time.process_time() - cpu, max(0.0, memory() - before)]
+            path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(path, values=values, cost=cost)
             print(f"  {name}: {cost[0]:.1f} s, {cost[1]:.1f} s of processor", flush=True)
         with np.load(path) as kept:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import support
 import whence as wh
-from whence.data import ReadOptions, other_class_noise, read
+from whence.data import LabelledData, ReadOptions, from_arrays, other_class_noise, read
 from whence.tasks.defaults import default_for
 
 _FILES = {
@@ -31,10 +31,12 @@ _HELD = {"sms": 1000, "ag_news": 1500, "trec": 1000, "imdb": 1500}
 class Rows:
     """Prepared rows with their true labels, and labels by people where there are any.
 
-    ``inputs`` [N, ...] are what a network takes; the first ``held`` rows are clean and never trained on.
+    ``inputs`` [N, ...] are what a network takes, ``data`` what `whence audit` does; the first ``held`` rows are clean
+    and never trained on.
     """
 
     inputs: Tensor
+    data: LabelledData
     labels: np.ndarray
     given: np.ndarray | None
     held: int
@@ -50,7 +52,10 @@ class Rows:
             labels, wrong = self.given[self.held :], self.given[self.held :] != true
         clean = wh.as_examples((self.inputs[: self.held], torch.from_numpy(self.labels[: self.held])))
         train = wh.as_examples((self.inputs[self.held :], torch.from_numpy(labels)))
-        return Noisy(train=train, labels=labels, true=true, wrong=wrong, clean=clean, classes=self.classes)
+        data = self.data.rows(range(self.held, len(self.data))).with_labels(labels)
+        return Noisy(
+            train=train, labels=labels, true=true, wrong=wrong, clean=clean, classes=self.classes, data=data
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +68,7 @@ class Noisy:
     wrong: np.ndarray
     clean: wh.Examples
     classes: int
+    data: LabelledData
 
     def references(self, per_class: int, seed: int) -> wh.Examples:
         """Return a few clean examples of every class."""
@@ -94,9 +100,11 @@ def load(name: str, rows: int, tiny: bool, seed: int = 0) -> Rows:
     chosen = np.random.default_rng(seed).permutation(len(x))[: held + rows]
     pixels = torch.from_numpy(x[chosen].astype(np.float32) / 255)
     inputs = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    labels, classes = y[chosen].astype(np.int64), int(y.max()) + 1
+    data = from_arrays(x[chosen], labels, classes=[str(c) for c in range(classes)], source=name)
     return Rows(
-        inputs=inputs, labels=y[chosen].astype(np.int64), given=None if given is None else given[chosen], held=held,
-        classes=int(y.max()) + 1,
+        inputs=inputs, data=data, labels=labels, given=None if given is None else given[chosen], held=held,
+        classes=classes,
     )  # fmt: skip
 
 
@@ -130,7 +138,9 @@ def _texts(name: str, rows: int, tiny: bool, seed: int) -> Rows:
     data = data.rows(chosen.tolist())
     default = default_for(data, seed=seed)
     inputs = default.preparation.transform(data) if default.inputs is None else default.inputs
-    return Rows(inputs=inputs.float(), labels=data.labels, given=None, held=held, classes=len(data.classes))
+    return Rows(
+        inputs=inputs.float(), data=data, labels=data.labels, given=None, held=held, classes=len(data.classes)
+    )
 
 
 def vgg(shape: tuple[int, int, int], classes: int, width: int = 16) -> nn.Module:

@@ -52,7 +52,8 @@ def subject_of(setting: Setting, cache: Path, tiny: bool) -> Subject:
         folder=cache / "members",
     )  # fmt: skip
     linear = ["10", "12"] if setting.kind == "vgg" else None
+    masked = ("10", "12") if setting.kind == "vgg" else ("3",)
     return Subject(
         rows=rows.noisy(NOISE, seed=0), recipe=recipe(rows, epochs, setting.kind), gex=gex,
-        arnoldi=linear, folds=2 if tiny else setting.folds, early=1 if tiny else 3, seed=0, folder=cache,
+        arnoldi=linear, folds=2 if tiny else setting.folds, masked=masked, early=1 if tiny else 3, seed=0, folder=cache,
     )  # fmt: skip

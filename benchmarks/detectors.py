@@ -2,7 +2,7 @@
 
     python benchmarks/detectors.py [--parts mnist_memorised mnist_early cifar10n sms ag_news
         class_mnist class_fashion class_sms class_ag_news class_trec class_cifar10 class_imdb class_mean
-        class_stability relabel prune sources]
+        class_stability relabel prune sources linearised circles hills]
         [--cache runs/detectors] [--threads 2] [--tiny]
 
 One result file a part; values of methods and weights are kept in the cache, so that an interrupted part resumes.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import detector_classes
+import detector_gex
 import detector_methods
 import detector_uses
 import support
@@ -29,7 +30,10 @@ LEAST = {"auc": 0.99, "average_precision": 0.9}
 
 
 CLASSES = tuple(f"class_{name}" for name in detector_classes.NAMES)
-USES = {"relabel": detector_uses.relabelled, "prune": detector_uses.pruned, "sources": detector_uses.separated}
+USES = {
+    "relabel": detector_uses.relabelled, "prune": detector_uses.pruned, "sources": detector_uses.separated,
+    "linearised": detector_gex.linearised, "circles": detector_gex.circles, "hills": detector_gex.hills,
+}  # fmt: skip
 MEAN, STABLE = "class_mean", "class_stability"
 PARTS = (*SETTINGS, *CLASSES, MEAN, STABLE, *USES)
 
