@@ -237,3 +237,23 @@ def test_rows_that_do_not_fit() -> None:
     ]:
         with pytest.raises(wh.DataError, match=match):
             wh.Influence(curvature=wh.Exact()).fit(of, data)
+
+
+@pytest.mark.parametrize("fitted", [
+    lambda x, y: logistic(C=0.3).fit(x, y), lambda x, y: svc().fit(x, y), lambda x, y: Ridge(alpha=1.0).fit(x, y),
+])  # fmt: skip
+def test_rows_of_another_fit_are_refused(fitted: Any) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(400, 4))
+    y = (x[:, 0] + generator.normal(size=400) > 0).astype(int)
+    task = wh.Task.from_sklearn(fitted(x[:200], y[:200]))
+    wh.GradientDot().fit(task, (x[:200], y[:200]))
+    for rows, labels in ((x[200:], y[200:]), (x[:100], y[:100]), (x[:200], 1 - y[:200]), (x[:200] + 0.5, y[:200])):
+        with pytest.raises(wh.DataError, match="must be the rows that"):
+            wh.GradientDot().fit(task, (rows, labels))
+
+
+def test_a_perfect_fit_is_no_other_fit() -> None:
+    x = np.random.default_rng(0).normal(size=(30, 4))
+    task = wh.Task.from_sklearn(Ridge(alpha=0.0).fit(x, x @ np.arange(4.0) + 1))
+    wh.GradientDot().fit(task, (x, x @ np.arange(4.0) + 1))

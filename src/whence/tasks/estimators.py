@@ -20,6 +20,8 @@ from whence.tasks.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredErr
 
 __all__ = ["FittedEstimator", "fitted_estimator"]
 
+_CHUNK = 512
+
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity, "logistic": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU,
 }  # fmt: skip
@@ -42,6 +44,7 @@ class FittedEstimator:
         columns: Their names, where it was fitted to a DataFrame without steps before it.
         class_weight: None, "balanced" or weights by label.
         rows: How many rows it was fitted to, where that can be known.
+        stationary: Whether it is linear with a smooth objective, which has no gradient at the rows of the fit.
     """
 
     name: str
@@ -56,6 +59,7 @@ class FittedEstimator:
     columns: np.ndarray | None = None
     class_weight: Any = None
     rows: int | None = None
+    stationary: bool = False
 
     def __repr__(self) -> str:
         """Return the steps' and the estimator's names."""
@@ -92,7 +96,7 @@ class FittedEstimator:
         """Return what of the task follows from the training examples: its weight decay and class weights.
 
         Raises:
-            DataError: They are not as many as the estimator was fitted to.
+            DataError: They are not those that the estimator was fitted to.
         """
         count = len(examples)
         if self.rows is not None and count != self.rows:
@@ -103,9 +107,37 @@ class FittedEstimator:
         if examples.targets is None:
             raise DataError(f"training examples of {self!r} must have labels, got X alone. Pass (X, y).")
         loss = self._weighted(examples.targets)
+        if self.stationary:
+            self._check_rows(examples, loss)
         if self.batch_rows is not None and self.batch_rows < count:  # then one row fewer leaves a batch as it is
             return {"weight_decay": self.total_decay / self.batch_rows, "total_decay": None, "loss": loss}
         return {"total_decay": self.total_decay, "loss": loss}
+
+    def _check_rows(self, examples: Examples, loss: SmoothLoss) -> None:
+        """Raise unless the gradient of the objective is well below that at other rows of the same kind.
+
+        There it is about (Σ‖∇ℓ_i‖²)^½ long, since nothing made the rows' gradients cancel. Cost: a pass over them.
+        """
+        named = dict(self.model.named_parameters())
+        total = {name: self.total_decay * self.decay_factors.get(name, 1.0) * p.detach() for name, p in named.items()}
+        squares = lengths = 0.0
+        for batch in examples.batches(_CHUNK):
+            assert batch.targets is not None
+            outputs = self.model(batch.inputs).detach().requires_grad_()
+            (slopes,) = torch.autograd.grad(loss(outputs, batch.targets).sum(), outputs)
+            size = batch.inputs.square().sum(1) + len(total) - 1  # with a 1 for the bias
+            squares += float((slopes.reshape(len(size), -1).square().sum(1) * size).sum())
+            lengths += float(size.sum())
+            total["weight"] += slopes.reshape(len(size), -1).T @ batch.inputs
+            if "bias" in total:
+                total["bias"] += slopes.reshape(len(size), -1).sum(0)
+        found = sum(float(gradient.square().sum()) for gradient in total.values()) ** 0.5
+        if found > 0.5 * squares**0.5 + 1e-8 * lengths**0.5:  # the latter is rounding where the fit is perfect
+            raise DataError(
+                f"training examples must be the rows that {self!r} was fitted to, to the minimum of its objective; its "
+                f"gradient there is {found / max(squares**0.5, 1e-300):.2f} of what other rows would give. Pass the "
+                "same X and y, fit without sample_weight, or to a smaller tol."
+            )
 
     def _weighted(self, targets: Tensor) -> SmoothLoss:
         """Return the loss with the class weights that scikit-learn would have used."""
@@ -208,7 +240,7 @@ def _logistic(estimator: Any, temperature: float) -> dict[str, Any]:
         loss = OneVersusRest(loss) if rest else CrossEntropy()
     decay = 0.0 if penalty is None else 1.0 / float(estimator.C)
     return {
-        "model": _linear(estimator), "loss": loss, "total_decay": decay, "classes": classes,
+        "model": _linear(estimator), "loss": loss, "total_decay": decay, "classes": classes, "stationary": True,
         "decay_factors": _intercept(estimator, estimator.solver == "liblinear"),
     }  # fmt: skip
 
@@ -226,7 +258,7 @@ def _svc(estimator: Any, temperature: float) -> dict[str, Any]:
         raise _refused(estimator, "one against the rest for two classes", 'multi_class="crammer_singer"')
     return {
         "model": _linear(estimator), "loss": loss, "total_decay": 1.0 / float(estimator.C), "classes": classes,
-        "decay_factors": _intercept(estimator, True),
+        "decay_factors": _intercept(estimator, True), "stationary": estimator.loss == "squared_hinge",
     }  # fmt: skip
 
 
@@ -259,7 +291,7 @@ def _ridge(estimator: Any, temperature: float) -> dict[str, Any]:
     model = _linear(estimator)
     return {
         "model": model, "loss": MeanSquaredError(), "total_decay": 2.0 * float(alphas[0]) / model.out_features,
-        "decay_factors": _intercept(estimator, False),
+        "decay_factors": _intercept(estimator, False), "stationary": True,
     }  # fmt: skip
 
 
