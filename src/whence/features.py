@@ -50,7 +50,7 @@ def check_target(target: str | Path, kind: str | None = None) -> None:
     """
     path = Path(target)
     if path.name in ("", ".."):
-        raise RunFormatError(f"output must be a folder with a name, got {str(path)!r}. Name a new one with --out.")
+        raise RunFormatError(f"output must be a folder with a name, got {str(path)!r}. Name a new one.")
     try:
         occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:
@@ -58,13 +58,13 @@ def check_target(target: str | Path, kind: str | None = None) -> None:
     if occupied and not (path / MANIFEST).is_file():
         raise RunFormatError(
             f"output must be a new folder or an earlier run, got {str(path)!r}, which holds other files. "
-            "Choose another folder with --out."
+            "Choose another folder."
         )
     found = _kind_of(path) if occupied and kind is not None else None
     if found not in (None, kind):
         raise RunFormatError(
             f"output must be a new folder or an earlier one of kind {kind!r}, got {str(path)!r} of kind {found!r}. "
-            "Choose another folder with --out."
+            "Choose another folder."
         )
 
 
@@ -100,7 +100,7 @@ def _kind_of(folder: Path) -> str | None:
 def _unwritable(target: str | Path, cause: str | None) -> RunFormatError:
     """Return the error for an output that cannot be written."""
     return RunFormatError(
-        f"output must be a writable folder, got {str(target)!r} ({cause}). Choose another folder with --out."
+        f"output must be a writable folder, got {str(target)!r} ({cause}). Choose another folder."
     )
 
 

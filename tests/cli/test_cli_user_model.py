@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from whence.cli.usermodel import load_user_model
+from whence.data import ReadOptions, read
+
 CODE = """
 import numpy as np
 import torch
@@ -192,3 +195,12 @@ def test_texts_need_inputs(call, place: Path, tmp_path: Path) -> None:
         "audit", tmp_path / "texts.csv", "--out", tmp_path / "run", "--text", "text", *own(place, "plain", None)
     )
     assert shown.code == 2 and "inputs" in shown.one_line()
+
+
+def test_the_function_is_called_under_the_seed(place: Path) -> None:
+    data = read(place / "data.csv", ReadOptions(label="label"))
+    torch.manual_seed(5)
+    made = [load_user_model(f"{place / 'model.py'}:plain", None, data, seed=seed).model for seed in (0, 0, 1)]
+    assert torch.equal(made[0].weight, made[1].weight)
+    assert not torch.equal(made[0].weight, made[2].weight)
+    assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(5)))

@@ -44,7 +44,13 @@ Image = Annotated[str | None, typer.Option(help="Image column.")]
 IdColumn = Annotated[str | None, typer.Option("--id", help="Column whose values name the rows.")]
 Split = Annotated[str | None, typer.Option(help="Column that tells train from test.")]
 Drop = Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat for more.")]
-Model = Annotated[str | None, typer.Option(help="Your own model: FILE.py:FUNC, called with the data.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Your own model: FILE.py:FUNC. FUNC(data) returns a trained torch module or a whence.Recipe, "
+        "alone or as (model, inputs [N, ...]) in the order of data.ids."
+    ),
+]
 Weights = Annotated[Path | None, typer.Option(help="Its weights: safetensors, or a state dict.")]
 Method = Annotated[str, typer.Option(help=f"Curvature for influence: {', '.join(METHODS)}.", callback=_known)]
 KnownErrors = Annotated[str | None, typer.Option(help="Column that marks rows whose label is wrong.")]

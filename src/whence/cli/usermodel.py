@@ -20,6 +20,7 @@ from whence.data import LabelledData, as_examples
 from whence.errors import ConfigError, DataError
 from whence.features import read_tensors
 from whence.tasks import Recipe
+from whence.tasks.recipe import own_random_state
 
 __all__ = ["bringing", "check_processes", "load_user_model"]
 
@@ -61,19 +62,23 @@ def _brought(spec: str, weights: Path | None, otherwise: str | None, data: Label
     return found
 
 
-def load_user_model(spec: str, weights: Path | None, data: LabelledData, *, train: bool = True) -> UserModel:
+def load_user_model(
+    spec: str, weights: Path | None, data: LabelledData, *, train: bool = True, seed: int = 0
+) -> UserModel:  # fmt: skip
     """Call ``FUNC(data)`` of the user's file and load weights into the model that it returns.
 
     FUNC returns a trained ``nn.Module``, or a pair (module, inputs) with inputs [N, ...] in the order of
     ``data.ids``. Without inputs, images come as floats in [0, 1] [N, C, H, W] and tables as a float matrix with
     categories as codes. In place of the module it may return a `Recipe`: the model is then trained by it, on the
-    train split where there is one, and can be trained again without some rows.
+    train split where there is one, and can be trained again without some rows. FUNC is called under the seed (PyTorch's
+    random numbers; NumPy's are its own), so that what it builds or trains is the same when it is called again.
 
     Args:
         spec: FILE.py:FUNC.
         weights: Weights to load, which take the place of training by a recipe.
         data: What FUNC is called with.
         train: Whether to train a model by a recipe; False leaves it untrained where only the recipe is used.
+        seed: Of FUNC and of training by a recipe.
 
     Raises:
         ConfigError: The file, the function, its result or the weights do not fit.
@@ -81,12 +86,14 @@ def load_user_model(spec: str, weights: Path | None, data: LabelledData, *, trai
     path, _, name = spec.rpartition(":")
     if not path or not name:
         raise ConfigError(f"--model must be FILE.py:FUNC, got {spec!r}.")
-    result = _call(Path(path), name, data)
+    with own_random_state():
+        torch.manual_seed(seed)
+        result = _call(Path(path), name, data)
     model, inputs = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     inputs = _inputs(data) if inputs is None else inputs
     recipe = model if isinstance(model, Recipe) else None
     if recipe is not None:
-        model = _made(recipe, inputs, data, train=train and weights is None)
+        model = _made(recipe, inputs, data, train=train and weights is None, seed=seed)
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"{name} in {path} must return a torch.nn.Module or a whence.Recipe, got {type(model).__name__}."
@@ -96,14 +103,15 @@ def load_user_model(spec: str, weights: Path | None, data: LabelledData, *, trai
     return UserModel(model=model.eval(), inputs=inputs, name=name, recipe=recipe)
 
 
-def _made(recipe: Recipe, inputs: Any, data: LabelledData, *, train: bool) -> nn.Module:
+def _made(recipe: Recipe, inputs: Any, data: LabelledData, *, train: bool, seed: int) -> nn.Module:
     """Return a model of a recipe, trained on the training rows or as it is built."""
     if recipe.build is not None and not train:
-        with torch.random.fork_rng(devices=[]):
+        with own_random_state():
+            torch.manual_seed(seed)
             return recipe.build()
     examples = as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids)
     rows = train_rows_of(data)
-    return recipe.train(examples if rows is None else examples.select(rows))
+    return recipe.train(examples if rows is None else examples.select(rows), seed=seed)
 
 
 def _call(path: Path, name: str, data: LabelledData) -> Any:

@@ -112,7 +112,7 @@ def compare(
     Args:
         contenders: Methods and baselines with different names.
         truth: What they are judged by.
-        seconds: Of one plain forward+backward pass, see `pass_seconds`.
+        seconds: Of one plain forward+backward pass, see `whence.evaluate.pass_seconds`.
         progress: Called with the name of each before it runs.
 
     Returns:

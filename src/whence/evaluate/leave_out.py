@@ -23,6 +23,11 @@ def leave_one_out(retraining: Retraining, train: Any, queries: Any, ids: Sequenc
     seeds. A warm start (``Retraining(start=model)``) trains both on from the same model, so that the difference
     holds the removal and not the noise of another initialisation.
 
+    A cold start of a network holds mostly noise: both trainings share initialisation, batches and dropout, but what one
+    example changes in the first steps grows along the way, and ends as another of many models that fit as well. Then
+    one seed tells little of one example; the standard error over seeds says how little. Warm starts, groups of
+    examples, or an "lbfgs" recipe, whose minimum does not depend on the way, do better.
+
     Args:
         retraining: How to train, with which seeds, where to keep results.
         train: Training examples: anything that `as_examples` takes.
