@@ -95,6 +95,8 @@ def prune_iteratively(
     if not 0 <= share < 1:
         raise ConfigError(f"share must lie in [0, 1), got {share}.")
     left, count = np.asarray(ids), len(np.asarray(ids))
+    if labels is not None and len(labels) != count:
+        raise DataError(f"labels must be one an id ({count}), got {len(labels)}.")
     class_of = None if labels is None else dict(zip(left.tolist(), np.asarray(labels).tolist(), strict=True))
     dropped: list[Array] = []
     for done in range(1, rounds + 1):

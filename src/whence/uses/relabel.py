@@ -55,8 +55,12 @@ def relabel(
             f"probabilities must be [N, C] and labels [N] of the signal's {len(values)} rows, got {p.shape} and "
             f"{given.shape}."
         )
-    if given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= p.shape[1] or not np.isfinite(p).all():
+    if given.dtype.kind not in "iu" or ((given < 0) | (given >= p.shape[1])).any() or not np.isfinite(p).all():
         raise DataError(f"labels must be positions 0 … {p.shape[1] - 1} and probabilities finite. Encode the labels.")
+    if not np.isfinite(values).all():
+        raise DataError("signal must be finite, got NaN or infinity. Drop or fill those examples.")
+    if classes is not None and len(classes) != p.shape[1]:
+        raise DataError(f"classes must be one a column of probabilities ({p.shape[1]}), got {len(classes)}.")
     limit = otsu_threshold(values, scale=scale) if threshold is None else float(threshold)
     above = values > limit
     others = p.copy()
