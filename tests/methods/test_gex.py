@@ -383,3 +383,15 @@ def test_a_query_whose_loss_is_not_finite_is_named() -> None:
     x[3, 0] = float("nan")
     with pytest.raises(wh.NumericalError, match="trained model must be finite, got NaN or infinity for example 3"):
         fitted.scores((x, y))
+
+
+def test_a_recipe_that_returns_another_model_and_a_damaged_member_are_told(tmp_path: Path) -> None:
+    task, train = wh.Task(linear()), data()
+    other = wh.Recipe(train=lambda examples, **_: nn.Linear(3, 4).double())
+    with pytest.raises(wh.ConfigError, match="model like the task's, got another 'weight'"):
+        wh.GEX(members=2, recipe=other).fit(task, train)
+    method = wh.GEX(members=2, steps=2, folder=tmp_path / "m")
+    method.fit(task, train)
+    (tmp_path / "m" / "member-001.safetensors").write_bytes(b"abc")
+    with pytest.raises(wh.RunFormatError, match=r"member-001.* Delete it and run again"):
+        method.fit(task, train)

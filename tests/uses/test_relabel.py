@@ -151,3 +151,14 @@ def test_sources_are_told_apart_by_their_mean_score() -> None:
     for mask in (np.ones(30, dtype=bool), known.astype(int), known[:5]):
         with pytest.raises(wh.DataError, match="known must be"):
             wh.separate_sources(scores, known=mask)
+
+
+def test_signals_classes_and_labels_are_checked() -> None:
+    nan = wh.Signal(values=np.array([1.0, np.nan]), ids=np.arange(2), name="s", unit=None)
+    known = wh.Signal(values=np.array([1.0, 2.0]), ids=np.arange(2), name="s", unit=None)
+    with pytest.raises(wh.DataError, match="signal must be finite"):
+        wh.relabel(nan, [[0.5, 0.5]] * 2, [0, 1], threshold=0.5)
+    with pytest.raises(wh.DataError, match=r"one a column of probabilities \(2\), got 1"):
+        wh.relabel(known, [[0.5, 0.5]] * 2, [0, 1], classes=["a"])
+    with pytest.raises(wh.DataError, match=r"one an id \(2\), got 3"):
+        wh.prune_iteratively(lambda left: known, np.arange(2), 0.5, labels=[0, 1, 0])

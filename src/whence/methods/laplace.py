@@ -45,7 +45,7 @@ def draw(posterior: Laplace, members: Members, examples: Examples, seed: int) ->
             "Use Exact, BlockExact, KFAC, EKFAC or Diagonal."
         )
     for number in missing:
-        members.keep(number, _moved(fitted, root, torch.Generator().manual_seed(seed + number)))
+        members.keep(number, _moved(fitted, root, torch.Generator().manual_seed(seed + number)).state_dict())
 
 
 def _moved(fitted: InfluenceAttribution, root: Callable[[Gradients], Gradients], generator: torch.Generator) -> Any:

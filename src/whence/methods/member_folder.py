@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from whence.errors import RunFormatError
-from whence.features import MANIFEST, check_target, read_manifest, write_manifest, write_tensors
+from whence.features import MANIFEST, check_target, read_manifest, read_tensors, write_manifest, write_tensors
 from whence.tasks import Recipe
 from whence.tasks.describe import describe
 
@@ -64,9 +65,25 @@ class MemberFolder:
         found: dict[str, float] = read_manifest(self.folder, _KIND).get("noted", {})
         return found.get(name)
 
-    def keep(self, number: int, model: nn.Module) -> None:
-        """Write a member, whole or not at all."""
-        write_tensors(self.path(number), model.state_dict())
+    def keep(self, number: int, state: Mapping[str, Tensor]) -> None:
+        """Write a member's weights, whole or not at all."""
+        write_tensors(self.path(number), state)
+
+    def read(self, number: int, into: nn.Module) -> nn.Module:
+        """Load a member's weights into a model; return it in evaluation mode.
+
+        Raises:
+            RunFormatError: The file is damaged, or of a model of another kind.
+        """
+        path = self.path(number)
+        try:
+            into.load_state_dict(read_tensors(path))
+        except (RunFormatError, RuntimeError) as error:
+            raise RunFormatError(
+                f"{path} must hold the weights of a {type(into).__name__} as its model is built, got a damaged file or "
+                "other weights. Delete it and run again."
+            ) from error
+        return into.eval()
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:

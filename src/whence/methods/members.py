@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.data import Examples, as_examples
-from whence.features import read_tensors, write_tensors
+from whence.errors import ConfigError
 from whence.methods.member_folder import MemberFolder
 from whence.methods.workers import workers
 from whence.tasks import Recipe, Task
@@ -43,9 +43,7 @@ class Members(MemberFolder):
 
     def model(self, number: int) -> nn.Module:
         """Return one member in evaluation mode."""
-        model = copy.deepcopy(self.task.model)
-        model.load_state_dict(read_tensors(self.path(number)))
-        return model.eval()
+        return self.read(number, copy.deepcopy(self.task.model))
 
     def train(
         self, recipe: Recipe, examples: Examples, *, seed: int, chain: bool, processes: int,
@@ -62,7 +60,8 @@ class Members(MemberFolder):
             progress: Called with (done, M).
 
         Raises:
-            ConfigError: For several processes, something cannot be sent to them, or one of them ended early.
+            ConfigError: A model is not like the task's; or for several processes, something cannot be sent to them, or
+                one of them ended early.
         """
         missing = [number for number in range(self.count) if not self.path(number).is_file()]
         if processes == 1 or len(missing) < 2:
@@ -78,7 +77,7 @@ class Members(MemberFolder):
             arguments = (recipe, self.task, packed)
             futures = {pool.submit(_in_process, *arguments, seed + number): number for number in missing}
             for done, future in enumerate(as_completed(futures), self.count - len(missing) + 1):
-                write_tensors(self.path(futures[future]), future.result())
+                self.keep(futures[future], future.result())
                 if progress is not None:
                     progress(done, self.count)
 
@@ -108,11 +107,17 @@ def refresh_statistics(model: nn.Module, task: Task, examples: Examples) -> None
     model.eval()
 
 
-def _trained(recipe: Recipe, task: Task, examples: Examples, start: nn.Module, seed: int) -> nn.Module:
-    """Return one member."""
+def _trained(recipe: Recipe, task: Task, examples: Examples, start: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Return one member's weights."""
     model = recipe.train(examples, seed=seed, start=start)
+    expected, found = ({n: t.shape for n, t in m.state_dict().items()} for m in (task.model, model))
+    if found != expected:
+        different = next(name for name in {**expected, **found} if expected.get(name) != found.get(name))
+        raise ConfigError(
+            f"recipe must train a model like the task's, got another {different!r}. Start from start=."
+        )
     refresh_statistics(model, task, examples)
-    return model
+    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
 
 
 def _in_process(recipe: Recipe, task: Task, packed: tuple[Any, Tensor | None, np.ndarray], seed: int) -> Any:
@@ -120,4 +125,4 @@ def _in_process(recipe: Recipe, task: Task, packed: tuple[Any, Tensor | None, np
     torch.set_num_threads(1)
     inputs, targets, ids = packed
     examples = as_examples((inputs, targets), ids=ids)
-    return _trained(recipe, task, examples, task.model, seed).state_dict()
+    return _trained(recipe, task, examples, task.model, seed)

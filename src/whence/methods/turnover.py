@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError
-from whence.features import read_tensors
 from whence.methods.ensemble import Moments
 from whence.methods.finite import finite
 from whence.methods.member_folder import MemberFolder, recipe_identity, told
@@ -132,11 +131,10 @@ class TurnOver:
             assert own.build is not None
             with own_random_state():
                 model = own.build()
-            model.load_state_dict(read_tensors(kept.path(seed)))
-            return own.task(model.eval())
+            return own.task(kept.read(seed, model))
         task = own.task(own.train(examples, seed=seed))
         if kept is not None:
-            kept.keep(seed, task.model)
+            kept.keep(seed, task.model.state_dict())
         if self.progress is not None:
             self.progress(number + 1, len(self.seeds))
         return task
