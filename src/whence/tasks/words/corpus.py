@@ -117,7 +117,7 @@ class WordCorpus:
         padded = np.pad(sentences, ((0, 0), (self.window, self.window)), constant_values=-2)
         offsets = [place for place in range(2 * self.window + 1) if place != self.window]
         paired = np.stack([padded[:, place : place + length] == sentences for place in offsets], 2)
-        y = np.empty((*words.shape, 2 * self.window + self.pool), dtype=np.float32)  # [B, T, 2·window + M]
+        y = np.empty((*words.shape, 2 * self.window + self.pool))  # [B, T, 2·window + M]
         y[:, :, : 2 * self.window] = paired & centre[:, :, None]
         share = self.negatives / self.pool
         y[:, :, 2 * self.window :] = -share * y[:, :, : 2 * self.window].sum(2, keepdims=True)
@@ -178,8 +178,8 @@ def word_corpus(  # noqa: PLR0913 - a corpus is its list of settings
     spans, centres, places = _spans(owners, home, unit, window)
     if not len(spans):
         raise DataError(
-            "the text must have at least one sentence with two words of the vocabulary, got none. Lower min_count or "
-            "give more text."
+            "the text must have at least one sentence with two words of the vocabulary, got none. Lower min_count, "
+            "give more text, or keep all occurrences with subsample=None."
         )
     first = owners[spans[:, 0]]
     names_of = home[first]
@@ -267,7 +267,7 @@ def _spans(
     """Return the examples' spans [N, 2] in the kept words, the windows' centres, and their places in the sentence."""
     groups = home[owners] if unit == "document" else owners
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
-    stops = np.append(starts[1:], len(groups))
+    stops = np.append(starts, len(groups))[1:]
     _, lengths = np.unique(owners, return_counts=True)
     paired = np.repeat(lengths >= 2, lengths)  # words that have a neighbour in their sentence
     if unit != "window":

@@ -144,7 +144,8 @@ class WordEmbedding:
 class _Replay:
     """The training loop that a recipe calls."""
 
-    corpus: WordCorpus
+    vocabulary: Vocabulary
+    window: int
     training: WordTraining
 
     def __call__(
@@ -158,7 +159,7 @@ class _Replay:
     ) -> tuple[SkipGram, list[float]]:
         """Return a trained model and its trace."""
         if start is None:
-            model = SkipGram(self.corpus.vocabulary, width=self.training.width, window=self.corpus.window)
+            model = SkipGram(self.vocabulary, width=self.training.width, window=self.window)
             self.training.begin(model, seed)
         else:
             model = copy.deepcopy(start)
@@ -167,8 +168,8 @@ class _Replay:
 
 def word_recipe(corpus: WordCorpus, training: WordTraining) -> Recipe:
     """Return the recipe of a training on a corpus."""
-    decay = training.total_decay / len(corpus)
-    return Recipe(train=_Replay(corpus, training), loss=NegativeSampling(), weight_decay=decay)
+    replay = _Replay(corpus.vocabulary, corpus.window, training)
+    return Recipe(train=replay, loss=NegativeSampling(), weight_decay=training.total_decay / len(corpus))
 
 
 def train_words(  # noqa: PLR0913 - training is its list of settings
@@ -223,7 +224,7 @@ def train_words(  # noqa: PLR0913 - training is its list of settings
         raise ConfigError("at least one example must have a positive weight. Exclude fewer examples.")
     if start is not None and (start.vocabulary is not corpus.vocabulary or start.window != corpus.window):
         raise ConfigError("start must be a model of the same corpus, got one of another vocabulary or window.")
-    model, trace = _Replay(corpus, training).trained(corpus.examples, weights, seed, start)
+    model, trace = _Replay(corpus.vocabulary, corpus.window, training).trained(corpus.examples, weights, seed, start)
     return WordEmbedding(model=model.eval(), corpus=corpus, training=training, seed=seed, trace=trace)
 
 

@@ -88,7 +88,8 @@ def _rows(path: Path, file: IO[str], count: int, width: int) -> tuple[list[str],
 def _numbers(path: Path, number: int, parts: list[str]) -> np.ndarray:
     """Return the numbers of one line in float32."""
     try:
-        values = np.array(parts, dtype=np.float64).astype(np.float32)
+        with np.errstate(over="ignore"):
+            values = np.array(parts, dtype=np.float64).astype(np.float32)
     except ValueError:
         bad = next(part for part in parts if not _is_number(part))
         raise DataError(f"line {number} of {path.name!r} must have numbers after the word, got {bad!r}.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -61,6 +62,11 @@ class Vocabulary:
     def positions(self) -> dict[str, int]:
         """Map from word to row."""
         return {word: row for row, word in enumerate(self.words)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over words and counts in order."""
+        return hashlib.sha256(repr((list(self.words), self.counts.tolist())).encode()).hexdigest()
 
     def position(self, word: str) -> int:
         """Return the row of a word.
