@@ -395,3 +395,18 @@ def test_a_recipe_that_returns_another_model_and_a_damaged_member_are_told(tmp_p
     (tmp_path / "m" / "member-001.safetensors").write_bytes(b"abc")
     with pytest.raises(wh.RunFormatError, match=r"member-001.* Delete it and run again"):
         method.fit(task, train)
+
+
+@pytest.mark.parametrize("curvature", [wh.Exact(damping=0.0), wh.BlockExact(damping=0.0)])
+def test_a_curvature_that_leaves_directions_out_can_be_drawn_from(curvature: wh.Exact) -> None:
+    """Without decay no loss sees a common shift of the softmax biases: members stay where they are in it."""
+    model = linear()
+    task = wh.Task(model, weight_decay=0.2, decay_factors={"bias": 0.0})
+    fitted = wh.GEX(members=400, posterior=wh.Laplace(curvature=curvature), linearised=True).fit(task, data())
+    for member in (fitted.members.model(0), fitted.members.model(1)):
+        torch.testing.assert_close(member.bias.sum(), model.bias.sum())
+        assert not torch.equal(member.bias, model.bias)
+    truth = wh.Influence(curvature=curvature).fit(wh.Task(model, weight_decay=0.2, decay_factors={"bias": 0.0}), data())
+    found, expected = fitted.scores(data()).values, truth.scores(data()).values
+    found, expected = (s - s.mean(1, keepdim=True) for s in (found, expected))  # the decay's part is one number a query
+    assert float((found - expected).norm()) < 0.2 * float(expected.norm())

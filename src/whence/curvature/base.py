@@ -19,6 +19,7 @@ __all__ = [
     "Relative",
     "absolute",
     "eigen",
+    "square_root",
     "validate_damping",
     "validate_fisher",
     "validate_rank_tolerance",
@@ -120,3 +121,15 @@ def eigen(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
         values[len(dead) :] = live_values
         vectors[live, len(dead) :] = live_vectors
     return values.clamp(min=0.0), vectors
+
+
+def square_root(inverse: Tensor) -> Tensor:
+    """Return R [P, P] with R Rᵀ = H⁻¹, float64; where H⁻¹ leaves directions out, so does R.
+
+    Cost: P³/3 operations, or an eigen-decomposition where H⁻¹ is singular.
+    """
+    lower, info = torch.linalg.cholesky_ex(inverse.double())
+    if int(info) == 0:
+        return lower
+    values, vectors = torch.linalg.eigh(inverse.double())
+    return vectors * values.clamp(min=0.0).sqrt()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from whence.curvature.base import square_root
 from whence.gradients import Factor, Gradients, Lookup, Matrix, Outer, squared_norm
 
 __all__ = ["BlockPreconditioner", "DenseInverse", "EigenInverse", "LayerInverse", "block_from_state", "rotated"]
@@ -156,8 +158,11 @@ class DenseInverse:
 
     def root(self, noise: Tensor) -> Tensor:
         """Return R ε [M, O, I] with R Rᵀ = H⁻¹."""
-        lower: Tensor = torch.linalg.cholesky(self.inverse.double()).to(noise.dtype)
-        return (noise.flatten(1) @ lower.T).reshape(noise.shape)
+        return (noise.flatten(1) @ self._root.T.to(noise.dtype)).reshape(noise.shape)
+
+    @cached_property
+    def _root(self) -> Tensor:
+        return square_root(self.inverse)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to store."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from whence.curvature.base import Damping, Preconditioner, absolute, validate_damping, validate_fisher
+from whence.curvature.base import Damping, Preconditioner, absolute, square_root, validate_damping, validate_fisher
 from whence.errors import ConfigError, NumericalError
 from whence.gradients import Fisher, Gradients, GradientStream, Matrix, Outer, decay_grids
 
@@ -80,7 +81,11 @@ class ExactPreconditioner:
 
     def root(self, noise: Gradients) -> Gradients:
         """Return R ε with R Rᵀ = H⁻¹, of standard normal ε: a draw from a Gaussian of that covariance."""
-        return self._times(noise, torch.linalg.cholesky(self.inverse).T)
+        return self._times(noise, self._root.T)
+
+    @cached_property
+    def _root(self) -> Tensor:
+        return square_root(self.inverse)
 
     def quadratic(self, gradients: Gradients) -> Tensor:
         """Return gᵀ H⁻¹ g [B]."""
