@@ -1,7 +1,7 @@
 """Per-example gradients, kept factored: capture, inner products, streaming passes."""
 
 from whence.gradients.capture import Tape, record
-from whence.gradients.collected import Collected, thick
+from whence.gradients.collected import Collected
 from whence.gradients.factors import Factor, Gradients, Lookup, Matrix, Outer, by_columns, concatenate, squared_norm
 from whence.gradients.layers import Coverage, Layer, find_layers
 from whence.gradients.stream import (
@@ -38,5 +38,4 @@ __all__ = [
     "parameter_gradients",
     "record",
     "squared_norm",
-    "thick",
 ]

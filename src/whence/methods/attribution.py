@@ -25,7 +25,6 @@ from whence.gradients import (
     concatenate,
     decay_grids,
     dense_query_gradients,
-    thick,
 )
 from whence.index import QueryFeatures
 from whence.methods import groups, nearby, parts
@@ -139,8 +138,8 @@ class InfluenceAttribution:
         start = 0
         for block in self.query_blocks(queries, preconditioned=preconditioned):
             asked = slice(start, start + len(block))
-            for rows, gradients in thick(training()):
-                values[asked, rows] = block.inner(gradients)
+            for rows, gradients in training():
+                values[asked, rows] = block.inner(gradients.compact())
             if self.decayed_weights is not None:
                 offsets[asked] = block.inner(self.decayed_weights)[:, 0]
             start = asked.stop
