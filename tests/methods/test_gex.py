@@ -410,3 +410,14 @@ def test_a_curvature_that_leaves_directions_out_can_be_drawn_from(curvature: wh.
     found, expected = fitted.scores(data()).values, truth.scores(data()).values
     found, expected = (s - s.mean(1, keepdim=True) for s in (found, expected))  # the decay's part is one number a query
     assert float((found - expected).norm()) < 0.2 * float(expected.norm())
+
+
+@pytest.mark.parametrize("column", [True, False])
+def test_the_diagnosis_knows_the_accuracy_of_one_logit(column: bool) -> None:
+    x, y = data()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 1), nn.Identity() if column else nn.Flatten(0)).double()
+    labels = y.double()[:, None] if column else y.double()
+    fitted = wh.GEX(members=2, steps=2).fit(wh.Task(model, "binary_cross_entropy"), (x, labels))
+    truth = float(((model(x).reshape(-1) > 0) == (y > 0)).double().mean())
+    assert fitted.diagnosis.training_accuracy == pytest.approx(truth)

@@ -80,3 +80,14 @@ def test_curves_that_say_nothing_are_refused() -> None:
     with pytest.raises(wh.ConfigError, match="at least 3 epochs"):
         wh.SeenUnseen(recipe, data(5, 0)).correlation()
     assert wh.SeenUnseen(recipe, data(5, 0)).to_frame().empty
+
+
+def test_another_training_begins_other_curves() -> None:
+    recipe = wh.Recipe(build=converted, outputs=wh.turn_over_outputs, epochs=2)
+    curves = wh.SeenUnseen(recipe, data(20, 0))
+    for seed in (0, 1):
+        recipe.train(data(20, 0), seed=seed, on_epoch=curves)
+    assert curves.to_frame().index.tolist() == [1, 2]
+    alone = wh.SeenUnseen(recipe, data(20, 0))
+    recipe.train(data(20, 0), seed=1, on_epoch=alone)
+    assert curves.to_frame().equals(alone.to_frame())

@@ -128,8 +128,9 @@ def square_root(inverse: Tensor) -> Tensor:
 
     Cost: P³/3 operations, or an eigen-decomposition where H⁻¹ is singular.
     """
-    lower, info = torch.linalg.cholesky_ex(inverse.double())
-    if int(info) == 0:
-        return lower
-    values, vectors = torch.linalg.eigh(inverse.double())
-    return vectors * values.clamp(min=0.0).sqrt()
+    found: Tensor
+    found, info = torch.linalg.cholesky_ex(inverse.double())
+    if int(info) != 0:
+        values, vectors = torch.linalg.eigh(inverse.double())
+        found = vectors * values.clamp(min=0.0).sqrt()
+    return found

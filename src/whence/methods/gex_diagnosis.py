@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from whence.data import Examples
-from whence.tasks import Loss, Task
+from whence.tasks import BinaryCrossEntropy, Loss, Task
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -98,15 +98,23 @@ def _agreement(rises: Tensor) -> float | None:
 
 
 def _accuracy(task: Task, examples: Examples) -> float | None:
-    """Return the share of examples whose largest output is their target; None where that means nothing."""
+    """Return the share of examples predicted as labelled, by largest or single logit; None where that means nothing."""
     targets = examples.targets
-    if not isinstance(task.loss, Loss) or targets is None or targets.is_floating_point() or targets.ndim != 1:
+    binary = isinstance(task.loss, BinaryCrossEntropy)
+    if not isinstance(task.loss, Loss) or targets is None or targets.numel() != len(targets):
         return None
-    right = 0
+    if not binary and (targets.is_floating_point() or targets.ndim != 1):
+        return None
+    labels, right, done = targets.reshape(-1).cpu(), 0, 0
     with torch.no_grad(), task.evaluating():
         for batch in examples.batches(_CHUNK):
-            outputs = task.forward(task.place(batch))
-            if outputs.ndim != 2 or outputs.shape[1] < 2 or batch.targets is None:
+            outputs = task.forward(task.place(batch)).cpu()
+            given = labels[done : done + len(batch)]
+            done += len(batch)
+            if binary and outputs.numel() == len(batch):
+                right += int(((outputs.reshape(-1) > 0) == (given > 0.5)).sum())
+            elif outputs.ndim == 2 and outputs.shape[1] > 1 and not binary:
+                right += int((outputs.argmax(1) == given).sum())
+            else:
                 return None
-            right += int((outputs.argmax(1).cpu() == batch.targets.cpu()).sum())
     return right / len(examples)
