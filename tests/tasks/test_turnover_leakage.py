@@ -174,3 +174,15 @@ def test_fixed_statistics_are_those_of_the_masked_rows_or_those_that_were_there(
     kept = wh.turn_over(model, strict=(x, y))
     assert torch.equal(kept[4].running_mean, model[4].running_mean)
     assert torch.equal(kept[4].running_var, model[4].running_var)
+
+
+def test_channels_of_sequences_are_masked_by_their_own_dropout() -> None:
+    def network(dropout: nn.Module) -> nn.Module:
+        first, second = nn.Conv1d(3, 8, 3, padding=1), nn.Conv1d(8, 8, 3, padding=1)
+        return nn.Sequential(first, nn.ReLU(), dropout, second, nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(),
+                             nn.Linear(8, 3))  # fmt: skip
+
+    rows = torch.randn(8, 3, 10), torch.arange(8) % 3
+    found = [wh.leakage(wh.Task(wh.turn_over(network(kind()))), rows).table for kind in (nn.Dropout, nn.Dropout1d)]
+    assert found[0].loc["3.weight", "leaking"] > 0  # positions were masked
+    assert found[1].loc[["0.weight", "3.weight"], "leaking"].tolist() == [0, 0]

@@ -98,7 +98,10 @@ def test_labels_that_do_not_fit_the_references_are_refused() -> None:
     for labels in ([0, 1], [0] * 151):
         with pytest.raises(wh.DataError, match=r"one a reference \(150\)"):
             wh.class_based(attribution, reference, labels=labels)
-    with pytest.raises(wh.DataError, match="got NaN for 1 reference"):
+    for missing, told in ((float("nan"), "nan"), (None, "None")):
+        with pytest.raises(wh.DataError, match=f"got {told} for 1 reference"):
+            wh.class_based(scores(3, 4), labels=np.array(["a", missing, "b"], dtype=object))
+    with pytest.raises(wh.DataError, match="got nan for 1 reference"):
         wh.class_based(scores(3, 4), labels=[0.0, float("nan"), 1.0])
 
 

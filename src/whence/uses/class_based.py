@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pandas as pd
 import torch
 
 from whence.data import Examples, as_examples
@@ -171,8 +172,11 @@ def _labels(references: Any, labels: Any, *, by_class: bool) -> Array:
     known = np.zeros(count, dtype=np.int64) if labels is None else np.asarray(labels)
     if known.shape != (count,):
         raise DataError(f"labels must be one a reference ({count}), got shape {known.shape}.")
-    if known.dtype.kind == "f" and np.isnan(known).any():
-        raise DataError(f"labels must be classes, got NaN for {int(np.isnan(known).sum())} references. Leave them out.")
+    missing = np.asarray(pd.isna(known))
+    if missing.any():
+        raise DataError(
+            f"labels must be classes, got {known[missing][0]!s} for {int(missing.sum())} references. Leave them out."
+        )
     return known
 
 

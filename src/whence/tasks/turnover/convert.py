@@ -39,7 +39,8 @@ def turn_over(
 
     Dropout by a function is out of reach: that of attention probabilities is switched off where it reads its rate
     from a dropout module (Hugging Face), and stays random elsewhere (``nn.MultiheadAttention(dropout=)``);
-    `leakage` says so. Masks act by unit at all positions, in images by channel.
+    `leakage` says so. Masks act by unit at all positions, in images by channel. What a plain ``nn.Dropout`` is given
+    with three dimensions is taken as [B, T, d]: between convolutions of sequences, [B, C, T], write ``nn.Dropout1d``.
 
     Strictness has a price: masks in every layer tell examples apart, and a deep network can learn labels from its masks
     instead of the data. Measured after 20 epochs on 800 rows, test accuracy with ordinary dropout, usual and strict: a
