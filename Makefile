@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export WHENCE_DATA ?= ../shared/data
 
-.PHONY: demo test check bench reproduce reproduce-attack reproduce-influence reproduce-understanding reproduce-detectors clean
+.PHONY: demo test check bench reproduce reproduce-attack reproduce-influence reproduce-understanding reproduce-detectors reproduce-crossloss clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +58,12 @@ reproduce-detectors: $(VENV)/.ready
 reproduce: reproduce-turnover
 reproduce-turnover: $(VENV)/.ready
 	$(BIN)/python benchmarks/turnover.py --threads $(THREADS) $(if $(TINY),--tiny)
+
+CROSSLOSS := scale
+reproduce: reproduce-crossloss
+reproduce-crossloss: $(CROSSLOSS:%=reproduce-crossloss-%)
+$(CROSSLOSS:%=reproduce-crossloss-%): reproduce-crossloss-%: $(VENV)/.ready
+	$(BIN)/python benchmarks/crossloss_$*.py --threads $(THREADS) $(if $(TINY),--tiny)
 
 clean:
 	rm -rf $(VENV) runs build dist

@@ -29,6 +29,7 @@ COMMANDS = [
     ["influence_understanding.py"],
     ["detectors.py"],
     ["turnover.py"],
+    ["crossloss_scale.py"],
 ]
 
 
