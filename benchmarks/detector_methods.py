@@ -23,7 +23,7 @@ from whence.uses.label_errors import Members
 from whence.uses.noise_rate import estimate_noise
 
 RP = 256  # random features a checkpoint
-MASKS = (0, 1)  # seeds of turn-over dropout
+MASKS = (0,)  # seeds of turn-over dropout: one, as in the paper
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,7 +2,7 @@
 
     python benchmarks/detectors.py [--parts mnist_memorised mnist_early cifar10n sms ag_news
         class_mnist class_fashion class_sms class_ag_news class_trec class_cifar10 class_imdb class_mean
-        class_stability relabel prune sources linearised circles hills]
+        class_stability relabel prune sources linearised circles hills reference]
         [--cache runs/detectors] [--threads 2] [--tiny]
 
 One result file a part; values of methods and weights are kept in the cache, so that an interrupted part resumes.
@@ -19,6 +19,7 @@ from typing import Any
 import detector_classes
 import detector_gex
 import detector_methods
+import detector_reference
 import detector_uses
 import support
 import tables
@@ -33,6 +34,7 @@ CLASSES = tuple(f"class_{name}" for name in detector_classes.NAMES)
 USES = {
     "relabel": detector_uses.relabelled, "prune": detector_uses.pruned, "sources": detector_uses.separated,
     "linearised": detector_gex.linearised, "circles": detector_gex.circles, "hills": detector_gex.hills,
+    "reference": detector_reference.referred,
 }  # fmt: skip
 MEAN, STABLE = "class_mean", "class_stability"
 PARTS = (*SETTINGS, *CLASSES, MEAN, STABLE, *USES)

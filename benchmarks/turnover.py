@@ -81,11 +81,38 @@ def leaks(report: support.Report, tiny: bool) -> None:
             print(f"  {name}, {kind}: {len(table.leaks)} parameters leak, {table.share:.2%} of the used entries; "
                   f"{len(frozen)} frozen; accuracy {found[f'{name}, {kind}']['accuracy']:.3f} ({ordinary:.3f})",
                   flush=True)  # fmt: skip
+        few = examples.select(np.arange(4 if tiny else 8))
+        listed, truth = set(wh.leakage(wh.Task(wh.turn_over(model)), few).leaks), by_autograd(wh.turn_over(model), few)
+        found[f"{name}, usual"]["beside autograd"] = {"listed": sorted(listed), "autograd": sorted(truth)}
+        report.gate(f"{name}, usual: parameters listed as leaking that autograd does not, or the other way round",
+                    len(listed ^ truth), high=0)  # fmt: skip
         strict = found[f"{name}, strict"]
         report.gate(f"{name}, strict: parameters that leak", strict["leaking"] + strict["statistics"], high=0)
         report.gate(f"{name}, strict: change of a flipped network by training on its example", strict["changed"],
                     high=0)  # fmt: skip
     report.figures["models"] = found
+
+
+def by_autograd(model: nn.Module, rows: wh.Examples) -> set[str]:
+    """Return the parameters of which some entry has a gradient both from an example and in its flipped sub-network."""
+    task, leaking = wh.Task(model), set()
+    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+
+    def gradients(number: int, keys: torch.Tensor, flipped: bool) -> list[torch.Tensor]:
+        batch = task.place(rows.batch(np.array([number])))
+        with wh.masks(model, keys, flipped=flipped):
+            loss = task.losses(batch).sum()
+        found = torch.autograd.grad(loss, [value for _, value in named], allow_unused=True)
+        return [torch.zeros(()) if one is None else one.abs() for one in found]
+
+    with task.evaluating():
+        for number in range(len(rows)):
+            keys = rows.select(np.array([number])).keys
+            own = gradients(number, keys, False)
+            used = [sum(parts) for parts in zip(*(gradients(n, keys, True) for n in range(len(rows))), strict=True)]
+            both = zip(named, own, used, strict=True)
+            leaking |= {name for (name, _), one, other in both if bool(((one != 0) & (other != 0)).any())}
+    return leaking
 
 
 def learned(examples: wh.Examples, count: int, epochs: int, start: nn.Module, outputs: Any) -> float:
