@@ -86,8 +86,7 @@ def load_user_model(
     path, _, name = spec.rpartition(":")
     if not path or not name:
         raise ConfigError(f"--model must be FILE.py:FUNC, got {spec!r}.")
-    with own_random_state():
-        torch.manual_seed(seed)
+    with own_random_state(seed):
         result = _call(Path(path), name, data)
     model, inputs = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     inputs = _inputs(data) if inputs is None else inputs
@@ -106,8 +105,7 @@ def load_user_model(
 def _made(recipe: Recipe, inputs: Any, data: LabelledData, *, train: bool, seed: int) -> nn.Module:
     """Return a model of a recipe, trained on the training rows or as it is built."""
     if recipe.build is not None and not train:
-        with own_random_state():
-            torch.manual_seed(seed)
+        with own_random_state(seed):
             return recipe.build()
     examples = as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids)
     rows = train_rows_of(data)

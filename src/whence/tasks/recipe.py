@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -165,8 +165,7 @@ class Recipe:
             weights[torch.from_numpy(examples.rows_of(exclude))] = 0.0
         if weights.sum() <= 0:
             raise ConfigError("at least one example must have a positive weight. Exclude fewer examples.")
-        with own_random_state():
-            torch.manual_seed(seed)
+        with own_random_state(seed):
             if self.loop is not None:
                 return self.loop(examples, weights=weights, seed=seed, start=start).eval()
             assert self.build is not None
@@ -255,8 +254,11 @@ def _sizes(count: int, size: int, normalised: bool) -> list[int]:
     return [size] * whole + [rest] * (rest > 0)
 
 
-def own_random_state() -> AbstractContextManager[None]:
-    """Return a block whose random numbers leave the global generators as they were, on GPUs in use too."""
+@contextmanager
+def own_random_state(seed: int | None = None) -> Iterator[None]:
+    """Leave the global generators as they were after a block, on GPUs in use too; seed them in it."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    state: AbstractContextManager[None] = torch.random.fork_rng(devices=list(devices))
-    return state
+    with torch.random.fork_rng(devices=list(devices)):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
