@@ -66,9 +66,9 @@ def cleanse(source: Any, validation: Any = None, *, share: float = 0.1) -> Clean
     Reference: Kobayashi et al. (2020), §5: cleansing with turn-over dropout; any method's scores serve.
 
     Example:
-        >>> import torch
+        >>> import torch, whence as wh
         >>> values = torch.tensor([[0.3, -0.2, -0.1, 0.2]])
-        >>> scores = Scores(values=values, query_ids=np.arange(1), ids=np.arange(4), unit="nats")
+        >>> scores = wh.Scores(values=values, query_ids=np.arange(1), ids=np.arange(4), unit="nats")
         >>> cleanse(scores, share=0.25).dropped
         array([1])
     """
