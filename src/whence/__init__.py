@@ -145,8 +145,9 @@ from whence.uses.learning_curves import SeenUnseen
 from whence.uses.mismatch import DomainMismatch, domain_mismatch
 from whence.uses.prune import prune, prune_iteratively
 from whence.uses.relabel import otsu_threshold, relabel
-from whence.uses.sources import SourceSeparation, separate_sources
-from whence.uses.weat import WEAT
+from whence.uses.sources import SourceSeparation, separate_sources, split_sources
+from whence.uses.tokens import Tokens, class_based_tokens, tokens
+from whence.uses.weat import WEAT, WEATPValue
 
 __all__ = [
     "BM25",
@@ -237,6 +238,7 @@ __all__ = [
     "SubsetTruth",
     "Sweep",
     "Task",
+    "Tokens",
     "TracIn",
     "TurnOver",
     "TurnOverAttribution",
@@ -244,6 +246,7 @@ __all__ = [
     "Unimodality",
     "Verdict",
     "Vocabulary",
+    "WEATPValue",
     "WhenceError",
     "WordClusters",
     "WordCorpus",
@@ -257,6 +260,7 @@ __all__ = [
     "brittleness",
     "build_index",
     "class_based",
+    "class_based_tokens",
     "class_means",
     "cleanse",
     "clusters",
@@ -293,7 +297,9 @@ __all__ = [
     "sample_references",
     "sample_subsets",
     "separate_sources",
+    "split_sources",
     "stability",
+    "tokens",
     "top",
     "train_clustering",
     "train_subsets",

@@ -42,6 +42,11 @@ class Scores:
             if found is not None and tuple(found.shape) != shape:
                 raise ConfigError(f"{name} must have shape {shape}, got {tuple(found.shape)}.")
 
+    def __repr__(self) -> str:
+        """Return counts, unit and range in one line."""
+        counts = f"{len(self.query_ids):,} queries × {len(self.ids):,} examples"
+        return f"Scores({counts}, {_told(_array(self.values), self)})"
+
     def top(self, k: int = 10) -> pd.DataFrame:
         """Return, for every query, the k examples whose removal raises the measurement the most.
 
@@ -112,6 +117,10 @@ class Signal:
     unit: str | None
     standard_error: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        """Return name, count, unit and range in one line."""
+        return f"Signal({self.name!r}, {len(self.ids):,} examples, {_told(np.asarray(self.values), self)})"
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Return the values as an array, so that NumPy functions take a signal."""
         return np.array(self.values, dtype=dtype, copy=copy)
@@ -141,3 +150,10 @@ def _array(values: Tensor) -> np.ndarray:
     found = values.detach().cpu()
     array: np.ndarray = (found.float() if found.element_size() == 2 else found).numpy()
     return array
+
+
+def _told(values: np.ndarray, of: Scores | Signal) -> str:
+    """Return the range of values in their unit, and whether they have a standard error."""
+    spread = f"{values.min():.3g} … {values.max():.3g}" if values.size else "none"
+    unit = of.unit or "without a unit"
+    return f"{spread} {unit}{'' if of.standard_error is None else ', with standard errors'}"

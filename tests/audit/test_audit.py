@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from whence.audit import UserModel, audit, clean, open_run, reload_data, reload_task, train_rows_of, write_run
-from whence.audit.clean import to_frame
 from whence.data import ReadOptions, read
 from whence.errors import ConfigError, DataError, RunFormatError
 
@@ -89,7 +88,7 @@ def test_clean_counts_and_keeps_the_split(run, tmp_path: Path) -> None:
     again = read(tmp_path / "b.parquet")
     assert again.split is not None and again.split.tolist() == data.split.tolist()
     assert [str(i) for i in np.flatnonzero(again.labels != data.labels)] == ["4", "51"]
-    assert list(to_frame(data)) == ["id", "a", "b", "colour", "label", "split"]
+    assert list(pd.read_csv(tmp_path / "a.csv")) == ["a", "b", "colour", "label", "split"]
     with pytest.raises(ConfigError, match="drop"):
         clean(run, data, tmp_path / "c.csv", action="burn")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="at least one row"):

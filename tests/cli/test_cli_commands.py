@@ -185,11 +185,11 @@ def test_a_failed_clean_keeps_the_file_it_was_to_replace(call, audited, tmp_path
     existing = tmp_path / "there.csv"
     existing.write_text("mine")
 
-    def full(self, path, **settings) -> None:
-        Path(path).write_text("half")
+    def full(data, path, ending, **settings) -> None:
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    monkeypatch.setattr(sys.modules["whence.audit.clean"], "rewrite", full)
     shown = call("clean", audited.folder, "--out", existing, "--force")
     assert shown.code == 1 and "No space left" in shown.one_line()
     assert existing.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1

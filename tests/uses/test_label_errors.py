@@ -185,7 +185,7 @@ def test_the_order_of_rows_does_not_matter(kind: str) -> None:
 
 def test_labels_alone_and_labels_of_the_attribution(attribution) -> None:
     frame = find_label_errors(probabilities(), labels=torch.from_numpy(GIVEN))
-    assert set(frame["id"][:5]) == {str(i) for i in FLIPPED} and set(frame["label"]) == {"0", "1", "2"}
+    assert set(frame["id"][:5]) == set(FLIPPED) and set(frame["label"]) == {"0", "1", "2"}
     frame = find_label_errors(attribution)
     assert set(frame["id"][:5]) == {f"r{i}" for i in FLIPPED}
     wide = np.concatenate([probabilities(), np.zeros((ROWS, 2))], 1)  # classes that no row carries
@@ -194,7 +194,7 @@ def test_labels_alone_and_labels_of_the_attribution(attribution) -> None:
 
 def test_certain_probabilities_are_fine() -> None:
     frame = find_label_errors(np.eye(CLASSES)[TRUE], labels=GIVEN)
-    assert set(frame["id"][:5]) == {str(i) for i in FLIPPED} and int(frame["is_suspect"].sum()) == 5
+    assert set(frame["id"][:5]) == set(FLIPPED) and int(frame["is_suspect"].sum()) == 5
 
 
 @pytest.mark.parametrize(
@@ -274,3 +274,13 @@ def test_a_curvature_is_a_config_and_a_loss_is_no_torch_module() -> None:
     attribution = wh.Influence().fit(wh.Task(nn.Linear(2, 2)), (torch.randn(4, 2), torch.tensor([0, 1, 0, 1])))
     with pytest.raises(ConfigError, match="groups must map names to ids, got list"):
         attribution.group_scores([1, 2])  # type: ignore[arg-type]
+
+
+def test_ids_keep_the_type_that_they_have_elsewhere(attribution) -> None:
+    task, rows = attribution.task, attribution.examples.batch(np.arange(len(GIVEN)))
+    numbered = attribution.config.fit(task, (rows.inputs, rows.targets))
+    frame = find_label_errors(numbered)
+    assert frame["id"].dtype.kind == "i" and set(frame["id"]) == set(numbered.ids.tolist())
+    assert {type(other) for ids in frame["evidence"] for other in ids} == {int}
+    assert len(numbered.examples.rows_of(frame["evidence"].iloc[0])) > 0, "evidence is found among the examples"
+    assert {type(one) for one in find_label_errors(attribution)["id"]} == {str}

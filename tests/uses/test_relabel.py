@@ -162,3 +162,45 @@ def test_signals_classes_and_labels_are_checked() -> None:
         wh.relabel(known, [[0.5, 0.5]] * 2, [0, 1], classes=["a"])
     with pytest.raises(wh.DataError, match=r"one an id \(2\), got 3"):
         wh.prune_iteratively(lambda left: known, np.arange(2), 0.5, labels=[0, 1, 0])
+
+
+def two_sources(seed: int) -> tuple[wh.Scores, np.ndarray, np.ndarray]:
+    """Scores whose sign tells classes and whose size tells sources."""
+    generator = np.random.default_rng(seed)
+    source, labels = generator.random(80) < 0.3, np.arange(80) % 2
+    sign = np.where(labels[:, None] == labels[None], 1.0, -1.0)
+    size = np.where(source[:, None] == source[None], 1.0, 0.1) * generator.gamma(4, size=(80, 80))
+    scale = generator.exponential(size=80)[:, None] * generator.exponential(size=80)[None]
+    values = torch.from_numpy(sign * size * scale)
+    return wh.Scores(values=values, query_ids=np.arange(80), ids=np.arange(80), unit="nats"), source, labels
+
+
+def part(scores: wh.Scores, rows: np.ndarray) -> wh.Scores:
+    return wh.Scores(
+        values=scores.values[torch.from_numpy(rows)], query_ids=scores.query_ids[rows], ids=scores.ids, unit="nats"
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_sizes_tell_sources_where_signs_of_classes_cancel(seed: int) -> None:
+    scores, source, labels = two_sources(seed)
+    known = part(scores, np.flatnonzero(source)[:12])
+    sums = wh.separate_sources(known, known=source).auc
+    sizes = wh.separate_sources(known, known, background=scores, known=source)
+    assert sizes.auc is not None and sums is not None and sizes.auc > 0.95 > sums
+    direction = wh.split_sources(scores, (torch.zeros(80, 1), torch.from_numpy(labels)), labels=labels)
+    side = direction.values > wh.otsu_threshold(direction.values)
+    assert max((side == source).mean(), (side != source).mean()) > 0.95
+    other = torch.from_numpy(np.random.default_rng(seed).exponential(size=80))
+    scaled = wh.Scores(values=scores.values * other, query_ids=scores.query_ids, ids=scores.ids, unit="nats")
+    again = wh.separate_sources(part(scaled, np.flatnonzero(source)[:12]), part(scaled, np.flatnonzero(source)[:12]),
+                                background=scaled)  # fmt: skip
+    assert np.corrcoef(again.signal.values, sizes.signal.values)[0, 1] > 0.9, "an example's own scale plays no part"
+
+
+def test_splitting_refuses_what_does_not_fit() -> None:
+    scores, _, labels = two_sources(0)
+    for reference, given_labels in (((torch.zeros(80, 1), None), labels), ((torch.zeros(3, 1), torch.zeros(3)), labels),
+                                    ((torch.zeros(80, 1), torch.zeros(80)), labels[:5])):  # fmt: skip
+        with pytest.raises(wh.DataError, match="labels must be one a training example"):
+            wh.split_sources(scores, reference, labels=given_labels)

@@ -105,7 +105,7 @@ class _Field:
             fits = fit_members(train, default.recipe, refit=default.refit, counts=counts, seed=self.seed)
             judged = Members(logits=fits.logits, refit_logits=fits.refit_logits, judges=fits.judges)
             frame = find_label_errors(judged, data=bench.train_data, evidence=0)
-        values = frame.set_index("id").loc[[str(id_) for id_ in train.ids.tolist()], "suspicion"].to_numpy()
+        values = frame.set_index("id").loc[train.ids.tolist(), "suspicion"].to_numpy()
         return Signal(values=np.asarray(values), ids=train.ids, name="suspicion", unit=None)
 
 

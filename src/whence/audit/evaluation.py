@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import datetime
 import time
 from collections.abc import Sequence
@@ -11,23 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from whence.audit.bench import Bench, Bring, Draw, Watch, draw, stack_of
+from whence.audit.again import bench_of, stored_attribution
+from whence.audit.bench import Bring, Draw, Watch, draw, stack_of
 from whence.audit.comparison import SEEDS_APART, data_card, leave_out_rows
-from whence.audit.folder import Run, reload_task
+from whence.audit.folder import Run
 from whence.audit.job import train_rows_of
 from whence.audit.sections import Fixed, Judged, LeftOut, RankedSubsets, Removed, Section, detected
-from whence.data import LabelledData, as_examples
-from whence.errors import ConfigError, RunFormatError
+from whence.data import LabelledData
+from whence.errors import ConfigError
 from whence.evaluate.cost import estimate
 from whence.evaluate.curves import Sweep
 from whence.evaluate.retraining import Retraining
-from whence.features import read_tensors
-from whence.methods import InfluenceAttribution, load
-from whence.tasks import Recipe
-from whence.tasks.defaults import Default, default_for
 
 __all__ = ["EvaluateSettings", "evaluate_run"]
 
@@ -147,12 +141,12 @@ def _judged(
     if errors is not None and errors[queries].any():
         said = (*said, f"{int(errors[queries].sum())} of them have labels known to be wrong and were not asked about.")
         queries = queries[~errors[queries]]
-    bench = _bench(run, data, train, queries, bring)
+    bench = bench_of(run, data, train, queries, bring)
     if bench.recipe is None:
         raise ConfigError(
             "a user's model must come with its recipe to be trained again, got none. Bring a UserModel with a recipe."
         )
-    attribution = _stored(run, data, bench)
+    attribution = stored_attribution(run, data, bench)
     if train_rows_of(data) is None:
         said = (*said, "Model and scores were made again without held-out rows, by the run's own recipe and method.")
         callback = watch.stage("training without the queries", bench.recipe.epochs)
@@ -170,50 +164,6 @@ def _judged(
         bench=bench, attribution=attribution, scores=attribution.scores(bench.queries), retraining=retraining, run=run,
         method=method,
     ), said  # fmt: skip
-
-
-def _bench(run: Run, data: LabelledData, train: np.ndarray, queries: np.ndarray, bring: Bring | None) -> Bench:
-    """Return rows, queries and recipe of the run."""
-    if run.manifest["model"]["embedded"]:
-        default = default_for(data, seed=int(run.manifest["seed"]))
-        inputs: Any = default.preparation.transform(data) if default.inputs is None else default.inputs
-        return _rows(data, (train, queries), inputs, recipe=default.recipe, default=default, name=default.name)
-    if bring is None:
-        raise ConfigError(
-            "bring must return the user's model that the run was made with, got none: a run never imports code."
-        )
-    own = bring(data)
-    return _rows(data, (train, queries), own.inputs, recipe=own.recipe, model=own.model, name=own.name)
-
-
-def _rows(
-    data: LabelledData, rows: tuple[np.ndarray, np.ndarray], inputs: Any, *, name: str,
-    recipe: Recipe | None = None, model: nn.Module | None = None, default: Default | None = None,
-) -> Bench:  # fmt: skip
-    """Return rows with their inputs as training examples and queries."""
-    train, queries = rows
-    examples = as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids)
-    return Bench(
-        data=data, train_rows=train, train=examples.select(train), queries=examples.select(queries), recipe=recipe,
-        model=model, default=default, name=name, said=(),
-    )  # fmt: skip
-
-
-def _stored(run: Run, data: LabelledData, bench: Bench) -> InfluenceAttribution:
-    """Return the run's own attribution; a user's model gets the weights that lie in the run."""
-    if bench.model is None:
-        return reload_task(run, data)[2]
-    state = read_tensors(run.folder / "model.safetensors")
-    kinds = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
-    model = copy.deepcopy(bench.model).to(kinds[0] if kinds else None)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        cause = " ".join(str(error).split())[:200]
-        raise RunFormatError(f"weights of run {str(run.folder)!r} must fit the model, got: {cause}.") from error
-    assert bench.recipe is not None
-    examples = None if train_rows_of(data) is None else bench.train
-    return load(run.folder / "attribution", bench.recipe.task(model.eval()), examples)
 
 
 def _sections(judged: Judged, settings: EvaluateSettings) -> list[tuple[str, str, Section]]:

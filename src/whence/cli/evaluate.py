@@ -15,11 +15,12 @@ from rich.markup import escape
 from whence import __version__
 from whence.audit import EvaluateSettings, Run, evaluate_run, open_run, reload_data
 from whence.cli.options import AsJson, Cache, KnownErrors, Processes, Quiet, Seed
+from whence.cli.pages import write_run_page
 from whence.cli.retrain import check_places, per_cents, telling
 from whence.cli.usermodel import bringing, check_processes
 from whence.data import LabelledData, ReadOptions, read
 from whence.errors import ConfigError, DataError
-from whence.report import render, render_evaluation
+from whence.report import render_evaluation
 
 __all__ = ["evaluate_command"]
 
@@ -98,16 +99,9 @@ def _errors(run: Run, data: LabelledData, column: str, source: Path | None) -> n
 
 def _write(found: dict[str, Any], run: Run) -> Path:
     """Write JSON and page into the run, beside what earlier calls found, and link the page from the report."""
-    stored, page = run.folder / "evaluation.json", run.folder / "evaluation.html"
-    whole = {**{name: part for name, part in _earlier(stored).items() if name in _PARTS}, **found}
-    try:
-        text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False)
-        stored.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        page.write_text(render_evaluation(whole), encoding="utf-8")
-        (run.folder / "report.html").write_text(render(run.summary, evaluation=page.name), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"run {str(run.folder)!r} must be writable, got: {error.strerror or error}.") from error
-    return page
+    earlier = _earlier(run.folder / "evaluation.json")
+    whole = {**{name: part for name, part in earlier.items() if name in _PARTS}, **found}
+    return write_run_page(run, "evaluation", whole, render_evaluation(whole))
 
 
 def _earlier(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from whence.errors import ConfigError, DataError
 from whence.methods import InfluenceAttribution, load
 from whence.report import render_explanation
 
-__all__ = ["explain_command"]
+__all__ = ["explain_command", "new_rows"]
 
 
 def explain_command(
@@ -57,7 +57,7 @@ def explain_command(
     check_page(out)
     opened = open_run(run)
     audited = reload_data(opened, data_source)
-    asked, labelled = (audited, True) if data is None else _new_rows(opened, audited, data)
+    asked, labelled = (audited, True) if data is None else new_rows(opened, audited, data)
     attribution, inputs, transform = _restore(opened, audited, asked, (model, weights), inside=features > 0)
     row = 0 if query is None else _row(asked, query)
     asked_for = Query(rows=asked, inputs=inputs, position=row, labelled=labelled, transform=transform)
@@ -75,8 +75,12 @@ def explain_command(
     _print(explanation, target)
 
 
-def _new_rows(run: Run, audited: LabelledData, path: Path) -> tuple[LabelledData, bool]:
-    """Read new rows as the audited ones were read; return them and whether they have labels."""
+def new_rows(run: Run, audited: LabelledData, path: Path) -> tuple[LabelledData, bool]:
+    """Read new rows as the audited ones were read; return them and whether they have labels.
+
+    Raises:
+        DataError: They are of another kind, or of classes that the audited data do not have.
+    """
     stored = run.manifest["data"]["options"]
     options = ReadOptions(**{**stored, "drop": tuple(stored["drop"])})
     rows, labelled = read_like(path, run.manifest["data"]["source"], options, audited.label_name)
@@ -107,14 +111,14 @@ def _restore(
         raise ConfigError(
             "--model FILE.py:FUNC must be given again: the run used your own model, and a run never imports code."
         )
-    own = load_user_model(spec, weights, audited)
+    own = load_user_model(spec, weights, audited, seed=run.manifest["seed"])
     examples = as_examples((own.inputs, torch.from_numpy(audited.labels)), ids=audited.ids)
     train_rows = train_rows_of(audited)
     examples = examples if train_rows is None else examples.select(train_rows)
     attribution = load(run.folder / "attribution", own.task, examples)
     if asked is audited:
         return attribution, own.inputs, None
-    return attribution, load_user_model(spec, weights, asked).inputs, None
+    return attribution, load_user_model(spec, weights, asked, train=False).inputs, None
 
 
 def _row(data: LabelledData, query: str) -> int:

@@ -11,13 +11,19 @@ from whence import __version__
 from whence.cli.attack import attack_command
 from whence.cli.audit import audit_command
 from whence.cli.clean import clean_command
+from whence.cli.cleanse import cleanse_command
 from whence.cli.compare import compare_command
 from whence.cli.console import plain
+from whence.cli.curves import curves_command
 from whence.cli.evaluate import evaluate_command
 from whence.cli.explain import explain_command
 from whence.cli.methods import methods_command
 from whence.cli.mismatch import mismatch_command
 from whence.cli.plan import plan_command
+from whence.cli.prune import prune_command
+from whence.cli.relabel import relabel_command
+from whence.cli.sources import sources_command
+from whence.cli.words import words_command
 from whence.errors import ConfigError, WhenceError
 
 __all__ = ["app", "main"]
@@ -36,11 +42,17 @@ app = typer.Typer(
 app.command("audit")(audit_command)
 app.command("explain")(explain_command)
 app.command("clean")(clean_command)
+app.command("relabel")(relabel_command)
+app.command("prune")(prune_command)
+app.command("cleanse")(cleanse_command)
+app.command("sources")(sources_command)
+app.command("curves")(curves_command)
 app.command("compare")(compare_command)
 app.command("evaluate")(evaluate_command)
 app.command("plan")(plan_command)
 app.command("mismatch")(mismatch_command)
 app.command("attack")(attack_command)
+app.command("words")(words_command)
 app.command("methods")(methods_command)
 
 

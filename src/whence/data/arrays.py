@@ -17,7 +17,7 @@ from whence.data.targets import Targets, parse_labels
 from whence.data.values import quoted
 from whence.errors import DataError
 
-__all__ = ["from_arrays", "read_npz"]
+__all__ = ["from_arrays", "read_arrays", "read_npz"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -98,7 +98,7 @@ def read_npz(path: Path, options: ReadOptions) -> LabelledData:
     Raises:
         DataError: not an .npz file, a damaged one, pickled objects (never unpickled), arrays missing.
     """
-    arrays = _load(path)
+    arrays = read_arrays(path)
     taken = {options.label, options.image, options.text, options.id, options.split, options.reference}
     free = {name: array for name, array in arrays.items() if name not in options.drop}
     x_name = _array_name(free, options.image or options.text, INPUT_NAMES, taken, "x", path)
@@ -122,7 +122,7 @@ def read_npz(path: Path, options: ReadOptions) -> LabelledData:
     )  # fmt: skip
 
 
-def _load(path: Path) -> dict[str, Array]:
+def read_arrays(path: Path) -> dict[str, Array]:
     """All arrays of the file, or the error that says what is wrong with it."""
     try:
         with zipfile.ZipFile(path) as archive:

@@ -92,6 +92,11 @@ class Comparison:
     ceiling: float | None
     pass_seconds: float
 
+    def __repr__(self) -> str:
+        """Return the recommendation and counts in one line."""
+        judged = f"{len(self.entries)} methods by {self.figure}"
+        return f"Comparison({judged}, recommended: {self.recommended or 'none, for none beats chance'})"
+
     def to_frame(self) -> pd.DataFrame:
         """Return a frame: one row a method, in order; accuracy with its interval, cost, whether nothing beats it."""
         return pd.DataFrame([_row(entry) for entry in self.entries]).set_index("method")

@@ -112,6 +112,13 @@ class Curve:
     seeds: int
     controls: int
 
+    def __repr__(self) -> str:
+        """Return rankings, counts and measurements in one line."""
+        counts = sorted({point.count for point in self.points})
+        of = f"{counts[0]:,} to {counts[-1]:,} of {self.examples:,} examples" if counts else "no examples"
+        told = f"{', '.join(self.rankings)}; {of}; {', '.join(self.measurements)}"
+        return f"Curve({self.treatment} by {told}; {self.seeds} seeds, {self.controls} controls)"
+
     @property
     def rankings(self) -> list[str]:
         """Names of the rankings."""

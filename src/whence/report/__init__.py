@@ -18,8 +18,12 @@ from whence.report.comparison import render_comparison
 from whence.report.content import Content, content_of
 from whence.report.evaluation import render_evaluation
 from whence.report.html import render, render_explanation
+from whence.report.learning import render_learning
 from whence.report.mismatch import render_mismatch
+from whence.report.sources import render_sources
 from whence.report.summary import summarise
+from whence.report.treated import render_treated
+from whence.report.words import render_words
 
 __all__ = [
     "Content",
@@ -37,6 +41,10 @@ __all__ = [
     "render_comparison",
     "render_evaluation",
     "render_explanation",
+    "render_learning",
     "render_mismatch",
+    "render_sources",
+    "render_treated",
+    "render_words",
     "summarise",
 ]

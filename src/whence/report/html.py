@@ -7,6 +7,7 @@ scripts' hashes holds even if that failed.
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ _STRIP = 30  # more classes than this have no strip under the headline
 _LISTED = 20
 
 
-def render(summary: dict[str, Any], evaluation: str | None = None) -> str:
+def render(summary: dict[str, Any], pages: Mapping[str, str] | None = None) -> str:
     """The report of an audit as one HTML file.
 
     Args:
         summary: What ``summarise`` returned, or the same read back from JSON.
-        evaluation: Name of the page of an evaluation beside it, to link to; None for none.
+        pages: Names of pages that lie beside it with what to call them, to link to.
 
     Returns:
         A whole page that works offline, in dark and light, on paper and on a phone. Without images it has
@@ -42,7 +43,7 @@ def render(summary: dict[str, Any], evaluation: str | None = None) -> str:
     """
     values = {
         "summary": summary,
-        "evaluation": evaluation,
+        "pages": dict(pages or {}),
         "data": htmlsafe_json_dumps(page_data(summary), ensure_ascii=False, allow_nan=False, separators=(",", ":")),
         "influence": _influence(summary),
         "suspicion": _suspicion(summary),

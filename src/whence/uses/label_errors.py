@@ -106,8 +106,8 @@ def find_label_errors(
     Returns:
         All rows, most suspect first: ``id, label, suggested_label, suspicion, rank, is_suspect``, one column a
         signal (`SIGNALS`), ``evidence`` (ids), ``evidence_scores`` (theirs, below zero), ``duplicate_of``,
-        ``duplicate_kind``, ``conflict``. ``frame.attrs["diagnosis"]`` holds the estimated noise and what the numbers
-        rest on (JSON-able).
+        ``duplicate_kind``, ``conflict``. Ids are of the attribution's type, else of the data's.
+        ``frame.attrs["diagnosis"]`` holds the estimated noise and what the numbers rest on (JSON-able).
 
     Raises:
         ConfigError: The source is none of these, or there are no labels.
@@ -121,14 +121,14 @@ def find_label_errors(
     Example:
         >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.95, 0.05]])
         >>> find_label_errors(p, labels=[0, 0, 1, 1])[["id", "suggested_label"]].iloc[0].tolist()
-        ['3', '0']
+        [3, '0']
     """
     attribution = source.attribution if isinstance(source, Members) else source
     attribution = attribution if isinstance(attribution, Attribution) else None
     given, ids, names = _labels(data, labels, attribution)
     if evidence < 0:
         raise ConfigError(f"evidence must be zero or positive, got {evidence}.")
-    if attribution is not None and [str(id_) for id_ in attribution.examples.ids.tolist()] != ids.tolist():
+    if data is not None and attribution is not None and list(map(str, ids.tolist())) != data.ids.tolist():
         raise DataError("data must hold the rows of the attribution in their order, got other ids. Fit on this data.")
     embeddings = None if embeddings is None else check_embeddings(embeddings, len(given))
     judgement = _judge(source, given, embeddings)
@@ -147,10 +147,12 @@ def find_label_errors(
     frame = frame.assign(**signals)
     first = np.argsort(frame["rank"].to_numpy())[: min(_EVIDENCE_ROWS, noise.count + 50)]
     found = evidence_of(attribution, first, evidence)
-    frame["evidence"] = [[other for other, _ in found.get(str(id_), [])] for id_ in ids]
-    frame["evidence_scores"] = [[score for _, score in found.get(str(id_), [])] for id_ in ids]
+    frame["evidence"] = [[other for other, _ in found.get(id_, [])] for id_ in ids.tolist()]
+    frame["evidence_scores"] = [[score for _, score in found.get(id_, [])] for id_ in ids.tolist()]
     copies = _duplicates(data, embeddings, given, ids)
-    frame["duplicate_of"] = copies.duplicate_of if copies is not None else None
+    own = dict(zip(map(str, ids.tolist()), ids.tolist(), strict=True))
+    originals = [] if copies is None else [None if pd.isna(one) else own[str(one)] for one in copies.duplicate_of]
+    frame["duplicate_of"] = pd.Series(originals, dtype=object) if originals else None
     frame["duplicate_kind"] = copies.kind if copies is not None else ""
     frame["conflict"] = copies.conflict if copies is not None else False
     frame = frame.sort_values("rank", ignore_index=True)
@@ -161,9 +163,9 @@ def find_label_errors(
 def _labels(
     data: LabelledData | None, labels: Any, attribution: Attribution | None
 ) -> tuple[Array, Array, tuple[str, ...]]:
-    """Return class positions, ids as text, and class names."""
+    """Return class positions, ids (the attribution's own, else the data's, which are text), and class names."""
     if data is not None:
-        return data.labels, data.ids.astype(object), data.classes
+        return data.labels, _own(data.ids if attribution is None else attribution.examples.ids), data.classes
     if labels is None and attribution is not None and attribution.examples.targets is not None:
         labels = attribution.examples.targets
     if labels is None:
@@ -171,7 +173,12 @@ def _labels(
     given = check_labels(labels)
     ids = attribution.examples.ids if attribution is not None else np.arange(len(given))
     names = tuple(str(c) for c in range(int(given.max()) + 1))
-    return given, np.array([str(id_) for id_ in ids.tolist()], dtype=object), names
+    return given, _own(ids), names
+
+
+def _own(ids: Array) -> Array:
+    """Return ids in their own type: integers as they are, text as objects."""
+    return ids if ids.dtype.kind in "iu" else ids.astype(object)
 
 
 def _check_columns(q: Array, given: Array) -> None:

@@ -61,9 +61,9 @@ def trusted_rows(
     return own_examples.select(np.concatenate(kept))
 
 
-def evidence_of(attribution: Attribution | None, rows: Array, count: int) -> dict[str, list[list[Any]]]:
+def evidence_of(attribution: Attribution | None, rows: Array, count: int) -> dict[Any, list[list[Any]]]:
     """Return, for the rows at these positions, the most opposing rows as [id, score], most opposing first."""
-    found: dict[str, list[list[Any]]] = {}
+    found: dict[Any, list[list[Any]]] = {}
     if attribution is None or count == 0:
         return found
     for block in _blocks(rows, _QUERY_BLOCK):
@@ -72,9 +72,8 @@ def evidence_of(attribution: Attribution | None, rows: Array, count: int) -> dic
         values[torch.arange(len(block)), torch.from_numpy(block)] = float("inf")
         lowest, places = values.topk(min(count, values.shape[1] - 1), dim=1, largest=False)
         for query, scored, where in zip(scores.query_ids.tolist(), lowest.tolist(), places.tolist(), strict=True):
-            found[str(query)] = [
-                [str(scores.ids[place]), score] for place, score in zip(where, scored, strict=True) if score < 0
-            ]
+            ids = scores.ids[where].tolist()
+            found[query] = [[other, score] for other, score in zip(ids, scored, strict=True) if score < 0]
     return found
 
 
