@@ -24,6 +24,7 @@ from whence.cli.prune import prune_command
 from whence.cli.relabel import relabel_command
 from whence.cli.sources import sources_command
 from whence.cli.words import words_command
+from whence.cli.words import words_command
 from whence.errors import ConfigError, WhenceError
 
 __all__ = ["app", "main"]
@@ -52,6 +53,7 @@ app.command("evaluate")(evaluate_command)
 app.command("plan")(plan_command)
 app.command("mismatch")(mismatch_command)
 app.command("attack")(attack_command)
+app.command("words")(words_command)
 app.command("words")(words_command)
 app.command("methods")(methods_command)
 

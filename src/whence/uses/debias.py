@@ -13,8 +13,12 @@ from whence.errors import ConfigError, DataError
 from whence.tasks.words.embedding import WordEmbedding
 from whence.tasks.words.vocabulary import Vocabulary
 
-__all__ = ["hard_debias"]
+__all__ = ["GENDER_PAIRS", "hard_debias"]
 
+GENDER_PAIRS: tuple[tuple[str, str], ...] = (
+    ("he", "she"), ("his", "her"), ("man", "woman"), ("male", "female"), ("father", "mother"), ("son", "daughter"),
+    ("boy", "girl"), ("himself", "herself"), ("guy", "gal"), ("john", "mary"),
+)  # fmt: skip
 _SHOWN = 12
 
 

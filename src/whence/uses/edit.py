@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from whence.data import Examples
 from whence.errors import ConfigError, DataError, NumericalError
@@ -25,6 +25,7 @@ _OTHERS = 500
 
 Direction = Literal["undo", "raise"]
 By = Literal["both", "ascent", "descent"]
+Stopped = Literal["steps", "reached", "harm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class EditSettings:
         by: "descent" and "ascent" alone leave the other kind of examples out.
         steps: Most steps.
         rate: Step size r, of the sum over examples.
+        harm: Largest rise of the mean training loss of other examples, as a share of it before; a step that would
+            take it further is not made, and ends the edit.
         seed: Of the examples drawn to see what else changes.
 
     Raises:
@@ -42,8 +45,9 @@ class EditSettings:
     """
 
     by: By = "both"
-    steps: int = 50
-    rate: float = 0.01
+    steps: int = 100
+    rate: float = 0.003
+    harm: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,6 +55,8 @@ class EditSettings:
             raise ConfigError(f'by must be "both", "ascent" or "descent", got {self.by!r}.')
         if self.steps < 1 or not 0 < self.rate < float("inf"):
             raise ConfigError(f"steps must be at least 1 and rate positive, got {self.steps} and {self.rate}.")
+        if not self.harm >= 0:
+            raise ConfigError(f"harm must be zero or positive, got {self.harm}. Use inf for no limit.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +70,7 @@ class Edit:
         up: Ids of the examples whose loss was raised.
         down: Ids of the examples whose loss was lowered.
         direction: "undo" or "raise".
+        stopped: Why it ended: "steps" were all made, zero was "reached", or the next step would do "harm" to others.
     """
 
     words: WordEmbedding
@@ -71,6 +78,7 @@ class Edit:
     up: np.ndarray
     down: np.ndarray
     direction: Direction
+    stopped: Stopped
 
     def __repr__(self) -> str:
         """Return one line."""
@@ -82,7 +90,7 @@ class Edit:
 
 
 def edit(
-    words: WordEmbedding, measurement: Callable[[nn.Module], Tensor], scores: Scores, *, k: int = 50,
+    words: WordEmbedding, measurement: Callable[[Any], Tensor], scores: Scores, *, k: int = 50,
     direction: Direction = "undo", settings: EditSettings | None = None,
 ) -> Edit:  # fmt: skip
     r"""Move a measurement by unlearning the examples that cause it and learning those that work against it.
@@ -100,13 +108,14 @@ def edit(
         settings: How.
 
     Returns:
-        An `Edit`. Nothing bounds how far a loss can rise, and no other text holds the vectors back: look at
-        ``trace["others"]``. Retraining without the examples says what they really did; this is the quick way.
+        An `Edit`. No other text holds the vectors back, and without ``settings.harm`` nothing would bound how far a
+        loss can rise: look at ``trace["others"]``. Retraining without the examples says what they really did; this is
+        the quick way.
 
     Raises:
         ConfigError: The direction is unknown, the scores are of several queries, or there are fewer than 2·k examples.
         DataError: The embedding came without its corpus, or scores are of other examples.
-        NumericalError: A loss becomes infinite.
+        NumericalError: The measurement becomes infinite or undefined.
 
     Cost: a gradient of 2·k examples a step.
     Reference: Silva, Chopra & Gombolay (2022), §5. Deviations: "both" is both kinds (in the released code it is
@@ -137,16 +146,31 @@ def edit(
     rest = np.setdiff1d(np.arange(len(examples)), examples.rows_of(np.concatenate([lowers, raises])))
     drawn = np.random.default_rng(settings.seed).permutation(rest)[:_OTHERS]
     parts = {"up": examples.rows_of(up), "down": examples.rows_of(down), "others": np.sort(drawn)}
-    trace = [{"step": 0, "measurement": start, **_losses(task, examples, parts)}]
-    for step in range(1, settings.steps + 1):
-        _step(task, examples, parts, settings.rate)
-        trace.append({"step": step, "measurement": _value(task), **_losses(task, examples, parts)})
-        if not np.isfinite([value for value in trace[-1].values() if value is not None]).all():
-            raise NumericalError(f"losses must stay finite, got {trace[-1]}. Lower the rate or take fewer steps.")
-        if direction == "undo" and trace[-1]["measurement"] * start <= 0:
-            break
+    trace, stopped = _descend(task, examples, parts, settings, direction)
     edited = replace(words, model=model)
-    return Edit(words=edited, trace=pd.DataFrame(trace), up=up, down=down, direction=direction)
+    return Edit(words=edited, trace=pd.DataFrame(trace), up=up, down=down, direction=direction, stopped=stopped)
+
+
+def _descend(
+    task: Task, examples: Examples, parts: dict[str, np.ndarray], settings: EditSettings, direction: Direction
+) -> tuple[list[dict[str, Any]], Stopped]:
+    """Make the steps, in place; return the trace and why it ended."""
+    start = _value(task)
+    trace = [{"step": 0, "measurement": start, **_losses(task, examples, parts)}]
+    bound = trace[0]["others"] * (1 + settings.harm) if trace[0]["others"] is not None else np.inf
+    for step in range(1, settings.steps + 1):
+        before = copy.deepcopy(task.model.state_dict())
+        _step(task, examples, parts, settings.rate)
+        line = {"step": step, "measurement": _value(task), **_losses(task, examples, parts)}
+        if line["others"] is not None and not line["others"] <= bound:
+            task.model.load_state_dict(before)
+            return trace, "harm"
+        if not np.isfinite(line["measurement"]):
+            raise NumericalError(f"measurement must stay finite, got {line['measurement']}. Lower the rate.")
+        trace.append(line)
+        if direction == "undo" and line["measurement"] * start <= 0:
+            return trace, "reached"
+    return trace, "steps"
 
 
 def _examples(words: WordEmbedding, scores: Scores, k: int) -> Examples:

@@ -19,7 +19,7 @@ from whence.errors import ConfigError, DataError, NumericalError
 from whence.tasks.measurement import ModelMeasurement
 from whence.tasks.words.vocabulary import Vocabulary
 
-__all__ = ["WEAT"]
+__all__ = ["WEAT", "WEATPValue"]
 
 Pair: TypeAlias = tuple[Sequence[str], Sequence[str]]
 
@@ -260,3 +260,26 @@ def _drawn_sums(values: np.ndarray, size: int, count: int, seed: int) -> Iterato
     for start in range(0, count, _CHUNK):
         order = generator.random((min(_CHUNK, count - start), len(values)))
         yield values[np.argpartition(order, size - 1, axis=1)[:, :size]].sum(1)
+
+
+@dataclass(frozen=True)
+class WEATPValue(ModelMeasurement):
+    """The p-value of a test as a measurement of a model: for retraining; it has no gradient.
+
+    Args:
+        weat: The test.
+        two_sided: As in `WEAT.p_value`.
+
+    Example:
+        >>> weat = WEAT(targets=(["he", "man"], ["she", "woman"]), attributes=(["office", "pay"], ["home", "child"]))
+        >>> WEATPValue(weat).unit is None
+        True
+    """
+
+    weat: WEAT
+    two_sided: bool = False
+    name: str = field(default="p-value", init=False, repr=False)
+
+    def __call__(self, model: Any) -> Tensor:
+        """Return the p-value, a scalar."""
+        return torch.tensor(self.weat.p_value(model, two_sided=self.two_sided), dtype=torch.float64)
