@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from whence.gradients import Lookup, Matrix, by_columns
+import whence as wh
+from whence.gradients import Lookup, Matrix, by_columns, chunk_size, find_layers
 from whence.gradients.factors import lookup
 
 
@@ -35,3 +37,14 @@ def test_gradients_of_few_columns_are_kept_by_column() -> None:
     torch.testing.assert_close(sparse.matrix(), few)
     none = by_columns(torch.zeros(2, 3, 40))
     assert isinstance(none, Lookup) and none.index.shape == (2, 1) and not none.matrix().any()
+
+
+def test_chunks_are_sized_by_long_examples_wherever_they_stand() -> None:
+    texts = ["a b.", "a b a b a b a b. " * 9]
+    corpus = wh.word_corpus(texts, unit="document", min_count=1, subsample=None)
+    words = wh.train_words(corpus, width=64, epochs=1)
+    assert words.corpus is not None
+    tables, examples = find_layers(words.model).layers, words.corpus.examples
+    whole = chunk_size(words.task(), tables, examples)
+    assert whole == chunk_size(words.task(), tables, examples.select(np.array([1])))
+    assert whole < chunk_size(words.task(), tables, examples.select(np.array([0])))

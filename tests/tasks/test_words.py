@@ -106,6 +106,7 @@ def test_sentences_end_where_they_end() -> None:
         "He met Mrs. Dean.", "“Why?” she said.", "It was J. R. Poe's…", "No.",
     ]  # fmt: skip
     assert split_sentences("a title\n\nthe text<br /><br />more") == ["a title", "the text", "more"]
+    assert [len(one.split()) for one in split_sentences("word " * 250)] == [100, 100, 50]
     assert split_words("Don’t STOP—it's 4:20") == ["don't", "stop", "it's", "4", "20"]
 
 

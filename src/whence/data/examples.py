@@ -42,6 +42,11 @@ class Batch:
         """Return the number of examples B."""
         return len(self.ids)
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers the inputs hold."""
+        return sum(leaf.numel() for leaf in _leaves(self.inputs))
+
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Batch:
         """Return the batch on ``device``, its floating-point tensors in ``dtype``."""
 

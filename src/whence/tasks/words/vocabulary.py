@@ -21,6 +21,7 @@ _MARKUP = re.compile(r"<[a-zA-Z/][^<>]{0,40}>")
 _END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9])|\n\s*\n")
 _NOT_ENDS = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Prof|Jr|Sr|vs|etc|No|Vol|e\.g|i\.e)|\b[A-Z])\.$")
 _NEAR = 3
+_LONGEST = 100  # words; a list or table without full stops would make every batch as long
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ def split_words(text: str) -> list[str]:
 def split_sentences(text: str) -> list[str]:
     """Return the sentences of a text: cut after . ! ? before a capital or digit, and at blank lines; tags dropped.
 
-    Usual abbreviations and initials do not end a sentence.
+    Usual abbreviations and initials do not end a sentence. What has no end for 100 words is cut there.
 
     Example:
         >>> split_sentences("Mr. Poe left. It rained!<br />Why?")
@@ -113,8 +114,8 @@ def split_sentences(text: str) -> list[str]:
         pieces.append(text[start : end.end()])
         start = end.end()
     pieces.append(text[start:])
-    joined = (" ".join(piece.split()) for piece in pieces)
-    return [piece for piece in joined if piece]
+    runs = (piece.split() for piece in pieces)
+    return [" ".join(run[i : i + _LONGEST]) for run in runs for i in range(0, len(run), _LONGEST)]
 
 
 def count_words(sentences: Iterable[Sequence[str]], min_count: int) -> Vocabulary:
