@@ -32,6 +32,7 @@ Fisher = Literal["auto", "sampled", "exact", "empirical"]
 _LAYER_BYTES = 8 * 2**20  # of one layer's factors of a chunk
 _CHUNK_BYTES = 48 * 2**20  # of all layers'
 _LARGEST_CHUNK = 1024
+_SIZED = 16  # examples whose sizes are looked at
 _EXACT_CLASSES = 4
 _PROBES = ((0, 30), (10, 20), (3, 25), (7, 15), (1, 29))  # pairs of rows that are checked, in thirtieths of the data
 
@@ -176,9 +177,14 @@ class GradientStream:
 
 
 def chunk_size(task: Task, layers: tuple[Layer, ...], examples: Examples) -> int:
-    """Return how many examples keep a chunk's factors of each layer near 8 MiB, so that buffers stay in cache."""
-    probe = GradientStream(task, layers, examples, 1)
-    gradients = probe.run(examples.batch(np.arange(1)), np.arange(1)).training()
+    """Return how many examples keep a chunk's factors of each layer near 8 MiB, so that buffers stay in cache.
+
+    Counted as if all were as large as the largest of a few: texts differ in length, and batches are padded.
+    """
+    some = np.unique(np.linspace(0, len(examples) - 1, _SIZED).astype(np.int64))
+    sizes = [examples.batch(row).numbers for row in some[:, None]]
+    row = some[[int(np.argmax(sizes))]]
+    gradients = GradientStream(task, layers, examples, 1).run(examples.batch(row), row).training()
     itemsize = torch.empty((), dtype=task.gradient_dtype).element_size()
     largest = max(factor.numbers for factor in gradients.layers.values())
     fitting = min(_LAYER_BYTES // (largest * itemsize), _CHUNK_BYTES // (gradients.numbers * itemsize))
