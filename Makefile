@@ -59,11 +59,11 @@ reproduce: reproduce-turnover
 reproduce-turnover: $(VENV)/.ready
 	$(BIN)/python benchmarks/turnover.py --threads $(THREADS) $(if $(TINY),--tiny)
 
-CROSSLOSS := scale
+CROSSLOSS := mixture digits scale words
 reproduce: reproduce-crossloss
 reproduce-crossloss: $(CROSSLOSS:%=reproduce-crossloss-%)
 $(CROSSLOSS:%=reproduce-crossloss-%): reproduce-crossloss-%: $(VENV)/.ready
-	$(BIN)/python benchmarks/crossloss_$*.py --threads $(THREADS) $(if $(TINY),--tiny)
+	$(BIN)/python benchmarks/crossloss_$*.py $(if $(filter words,$*),--cache runs/crossloss) --threads $(THREADS) $(if $(TINY),--tiny)
 
 clean:
 	rm -rf $(VENV) runs build dist

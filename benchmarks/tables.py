@@ -13,6 +13,8 @@ import numpy as np
 
 import support
 from attack_tables import attacks
+from crossloss_model_tables import crossloss_models
+from crossloss_word_tables import crossloss_words
 from detector_tables import detectors
 from influence_tables import influences
 from matrix_tables import brittleness, matrix
@@ -49,7 +51,7 @@ def renew(folder: Path | None) -> None:
     results = {path.stem: support.read_json(path) for path in sorted(folder.glob("*.json"))}
     truths = [*_oracles(results), *truth(results), *matrix(results, folder), *brittleness(results)]
     truths += [*influences(results), *attacks(results), *detectors(results)]
-    truths += turnover(results)
+    truths += [*turnover(results), *crossloss_models(results), *crossloss_words(results)]
     parts = [_HEAD, *speed(results, folder), *truths, *_label_errors(results), *_gates(results)]
     (folder.parent / "README.md").write_text("\n".join(parts).rstrip() + "\n", "utf-8")
 

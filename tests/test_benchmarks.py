@@ -29,7 +29,10 @@ COMMANDS = [
     ["influence_understanding.py"],
     ["detectors.py"],
     ["turnover.py"],
+    ["crossloss_mixture.py"],
+    ["crossloss_digits.py", "--parts", "clustering", "contrastive"],
     ["crossloss_scale.py"],
+    ["crossloss_words.py"],
 ]
 
 

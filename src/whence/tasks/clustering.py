@@ -51,7 +51,8 @@ class KullbackLeibler:
         if len(targets) and not (float(targets.min()) >= 0 and float((targets.sum(1) - 1).abs().max()) <= _SUM):
             raise DataError("targets must be probabilities that sum to 1 for every example. Divide by their sum.")
         wanted = targets.to(outputs.dtype)
-        return -torch.special.entr(wanted).sum(1) - (wanted * outputs.log_softmax(1)).sum(1)
+        entropy: Tensor = torch.special.entr(wanted).sum(1)
+        return -(wanted * outputs.log_softmax(1)).sum(1) - entropy
 
     def roots(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return √q_k (e_k − q) for every cluster k: [K, B, K]."""
