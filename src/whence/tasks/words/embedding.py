@@ -105,6 +105,17 @@ class WordEmbedding:
 
         Raises:
             ConfigError: The vectors were loaded without a corpus, and no decay is given.
+
+        Cost: nothing. Fit it with `RowBlocks`, which retraining agrees with best and which takes one pass.
+
+        Example:
+            >>> import whence as wh
+            >>> texts = ["the cat sat on the mat", "a dog lay by the door"]
+            >>> corpus = wh.word_corpus(texts, min_count=1, subsample=None)
+            >>> task = wh.train_words(corpus, width=8).task(wh.WordSimilarity("cat", "dog"))
+            >>> scores = wh.Influence(curvature=wh.RowBlocks()).fit(task, corpus.examples).scores()
+            >>> scores.ids.tolist()
+            ['0:0', '1:0']
         """
         if total_decay is None:
             total_decay = self._trained()[1].total_decay
