@@ -12,8 +12,6 @@ from whence.audit.folder import Run, open_run, reload_data, reload_task, write_r
 from whence.audit.job import METHODS, Audit, UserModel, audit, train_rows_of
 from whence.audit.learning import LearningSettings, learn_run
 from whence.audit.mismatch import MismatchSettings, mismatch_data
-from whence.audit.texts import Texts, read_texts
-from whence.audit.words import WordsSettings, count_lists, words_data
 from whence.audit.pruning import PruneSettings, prune_run
 from whence.audit.relabelling import RelabelSettings, relabel_run
 from whence.audit.separating import SourceSettings, source_run

@@ -22,7 +22,6 @@ from whence.report.learning import render_learning
 from whence.report.mismatch import render_mismatch
 from whence.report.sources import render_sources
 from whence.report.summary import summarise
-from whence.report.words import render_words
 from whence.report.treated import render_treated
 from whence.report.words import render_words
 
