@@ -55,8 +55,8 @@ class RowBlocks:
     Measured on 3,022 sentences of Wikipedia (8 cosines of words that occur 15 to 150 times; one or five sentences that
     hold one of the words left out, training from the same first vectors; 8 removals each): correlation with the actual
     change .96 and .88, slope .98 and 1.00. Without damping the slopes are .85 and .83, with `Relative(1)` 1.9 and 2.0;
-    `KFAC` has .93 and .83 with slopes 1.9 and 1.7, `EKFAC` .87 and .84, plain dot products .56 and .38. Leaving out half
-    of a rare word's sentences is far from linear: .37.
+    `KFAC` has .93 and .83 with slopes 1.9 and 1.7, `EKFAC` .87 and .84, plain dot products .56 and .38. Leaving out
+    half of a rare word's sentences is far from linear: .37.
 
     Args:
         damping: A number, or `Relative` to the mean eigenvalue of each row's own block.
