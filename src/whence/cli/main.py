@@ -22,8 +22,8 @@ from whence.cli.mismatch import mismatch_command
 from whence.cli.plan import plan_command
 from whence.cli.prune import prune_command
 from whence.cli.relabel import relabel_command
+from whence.cli.serve import serve_command
 from whence.cli.sources import sources_command
-from whence.cli.words import words_command
 from whence.cli.words import words_command
 from whence.errors import ConfigError, WhenceError
 
@@ -42,6 +42,7 @@ app = typer.Typer(
 )
 app.command("audit")(audit_command)
 app.command("explain")(explain_command)
+app.command("serve")(serve_command)
 app.command("clean")(clean_command)
 app.command("relabel")(relabel_command)
 app.command("prune")(prune_command)
@@ -53,7 +54,6 @@ app.command("evaluate")(evaluate_command)
 app.command("plan")(plan_command)
 app.command("mismatch")(mismatch_command)
 app.command("attack")(attack_command)
-app.command("words")(words_command)
 app.command("words")(words_command)
 app.command("methods")(methods_command)
 

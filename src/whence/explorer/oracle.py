@@ -1,0 +1,144 @@
+"""The run's model at hand: explains rows of the data and new ones, one request at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from whence.audit import Query, explain, reload_task
+from whence.data import LabelledData, as_examples
+from whence.explorer.opened import Opened, finite
+from whence.methods import InfluenceAttribution
+
+__all__ = ["Oracle", "OwnModel"]
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+_NO_MODEL = (
+    "The run used your own model, whose code is never imported from a run: start whence serve with --model "
+    "FILE.py:FUNC to ask it. Below is the evidence that the audit kept."
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OwnModel:
+    """A user's model, brought again.
+
+    Args:
+        attribution: Returns the run's attribution with it.
+        inputs: Makes its inputs of rows.
+    """
+
+    attribution: Callable[[], InfluenceAttribution]
+    inputs: Callable[[LabelledData], Any]
+
+
+class Oracle:
+    """Answers why a row is predicted as it is, from the features that the run stored.
+
+    The attribution is read when it is first asked for and then kept.
+
+    Args:
+        opened: The run.
+        own: The user's model, for a run that was made with one.
+    """
+
+    def __init__(self, opened: Opened, own: OwnModel | None = None) -> None:
+        self.opened, self.own = opened, own
+        self._lock = threading.Lock()
+        self._loaded: tuple[InfluenceAttribution, Callable[[LabelledData], Any]] | None = None
+        self._offsets: Array | None = None
+
+    @property
+    def missing(self) -> str | None:
+        """Why nothing can be asked; None where it can."""
+        embedded = self.opened.run.manifest["model"]["embedded"]
+        return None if embedded or self.own is not None else _NO_MODEL
+
+    def explain_row(self, position: int, *, measured: str | None = None, k: int = 8) -> dict[str, Any]:
+        """Explain a row of the data; see `whence.audit.explain`."""
+        with self._lock:
+            attribution, inputs = self._load()
+            data = self.opened.data
+            asked = Query(rows=data, inputs=_Lazily(data, inputs), position=position)
+            return explain(self.opened.run, data, attribution, asked, measured=measured, k=k)
+
+    def explain_new(
+        self, rows: LabelledData, *, labelled: bool, measured: str | None = None, k: int = 8
+    ) -> dict[str, Any]:
+        """Explain the first of new rows."""
+        with self._lock:
+            attribution, inputs = self._load()
+            asked = Query(rows=rows, inputs=inputs(rows), position=0, labelled=labelled)
+            return explain(self.opened.run, self.opened.data, attribution, asked, measured=measured, k=k)
+
+    def effects(self, position: int, k: int = 8) -> dict[str, Any] | None:
+        r"""Return the training rows whose own loss a training row helps and harms most.
+
+        score[q, i] for all q: (∇ℓ_iᵀH⁻¹∇ℓ_q + ∇ℓ_qᵀH⁻¹λθ̂)/N, for H⁻¹ is symmetric.
+
+        Returns:
+            None for a row that was not trained on; ``mutual`` says that there is no weight decay's part, so that the
+            lists are those of what helps and harms the row itself.
+        """
+        with self._lock:
+            attribution, inputs = self._load()
+            data, name = self.opened.data, self.opened.ids[position]
+            ids = [str(one) for one in attribution.ids.tolist()]
+            if name not in set(ids):
+                return None
+            offsets = self._decay_part(attribution)
+            target = torch.from_numpy(data.labels[position : position + 1])
+            asked = as_examples((_Lazily(data, inputs)[position : position + 1], target))
+            values = attribution.products(asked, attribution.training_gradients)[0][0].double().cpu().numpy()
+            scores = (values + offsets) / len(ids)
+            order = np.argsort(-scores, kind="stable")
+            order = order[[ids[place] != name for place in order.tolist()]]
+            sides = {
+                "helpful": [self._entry(ids[at], scores[at]) for at in order[:k].tolist() if scores[at] > 0],
+                "harmful": [self._entry(ids[at], scores[at]) for at in order[::-1][:k].tolist() if scores[at] < 0],
+            }
+            largest = max((abs(one["score"]) for side in sides.values() for one in side), default=0.0)
+            return {**sides, "largest": largest or 1.0, "mutual": not offsets.any()}
+
+    def _entry(self, name: str, score: float) -> dict[str, Any]:
+        row = self.opened.positions[name]
+        content = self.opened.content(row, 400)
+        return {"id": name, "label": self.opened.label(row), "score": finite(score) or 0.0, "content": content}
+
+    def _decay_part(self, attribution: InfluenceAttribution) -> Array:
+        """Return ∇ℓ_qᵀH⁻¹λθ̂ of every training row [N]; one pass, once."""
+        if self._offsets is None:
+            offsets = np.zeros(len(attribution.ids))
+            if attribution.decayed_weights is not None:
+                decay = attribution.preconditioner.precondition(attribution.decayed_weights)
+                for rows, gradients in attribution.training_gradients():
+                    offsets[rows] = decay.inner(gradients)[0].double().cpu().numpy()
+            self._offsets = offsets
+        return self._offsets
+
+    def _load(self) -> tuple[InfluenceAttribution, Callable[[LabelledData], Any]]:
+        if self._loaded is None:
+            if self.own is not None:
+                self._loaded = (self.own.attribution(), self.own.inputs)
+            else:
+                _, preparation, attribution = reload_task(self.opened.run, self.opened.data)
+                self._loaded = (attribution, preparation.transform)
+        return self._loaded
+
+
+@dataclass(frozen=True, eq=False)
+class _Lazily:
+    """Inputs of rows that are made when they are asked for: a page needs one of 60,000."""
+
+    data: LabelledData
+    make: Callable[[LabelledData], Any]
+
+    def __getitem__(self, rows: slice) -> Any:
+        """Return the inputs of some rows."""
+        return self.make(self.data.rows(range(*rows.indices(len(self.data)))))
