@@ -89,7 +89,8 @@ def learn_run(
             "none. Let FUNC return such a (Recipe, inputs)."
         )
     recipe, epochs = _masked(bench.recipe, settings)
-    some = bench.train.select(np.sort(np.random.default_rng(settings.seed).permutation(len(train))[: settings.rows]))
+    generator = np.random.default_rng(settings.seed)
+    some = bench.train.select(np.sort(generator.permutation(len(train))[: settings.rows]))
     curves = SeenUnseen(recipe, some, bench.queries, every=-(-epochs // _POINTS))
     callback = watch.stage("training with turn-over dropout", epochs)
 

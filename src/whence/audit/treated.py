@@ -140,7 +140,8 @@ def measure_ways(
 
 def random_ids(examples: Examples, count: int, seed: int) -> np.ndarray:
     """Return so many ids drawn at random."""
-    return np.asarray(examples.ids[np.random.default_rng(seed).permutation(len(examples))[:count]])
+    generator = np.random.default_rng(seed)
+    return np.asarray(examples.ids[generator.permutation(len(examples))[:count]])
 
 
 def verdict_on(gain: Interval, *, subject: str, against: str) -> dict[str, Any]:
