@@ -32,7 +32,7 @@ Fisher = Literal["auto", "sampled", "exact", "empirical"]
 _LAYER_BYTES = 8 * 2**20  # of one layer's factors of a chunk
 _CHUNK_BYTES = 48 * 2**20  # of all layers'
 _LARGEST_CHUNK = 1024
-_SIZED = 16  # examples whose sizes are looked at
+_SIZED = 64  # examples whose sizes are looked at
 _EXACT_CLASSES = 4
 _PROBES = ((0, 30), (10, 20), (3, 25), (7, 15), (1, 29))  # pairs of rows that are checked, in thirtieths of the data
 
