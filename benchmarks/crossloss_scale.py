@@ -92,9 +92,8 @@ def asked(words: wh.WordEmbedding, measurement: wh.WordSimilarity) -> dict[str, 
     corpus = words.corpus
     assert corpus is not None
     task = words.task(measurement)
-    small, _ = scored(task, corpus.examples.select(np.arange(len(corpus) // 8)))
-    large, attribution = scored(task, corpus.examples)
-    values = attribution.scores().values[0].double().numpy()
+    small, _, _ = scored(task, corpus.examples.select(np.arange(len(corpus) // 8)))
+    large, attribution, values = scored(task, corpus.examples)
     order = np.argsort(-values)
     return {
         "measurement": measurement.name, "before": float(measurement(words.model).detach()),
@@ -105,8 +104,10 @@ def asked(words: wh.WordEmbedding, measurement: wh.WordSimilarity) -> dict[str, 
     }  # fmt: skip
 
 
-def scored(task: wh.Task, examples: wh.Examples) -> tuple[dict[str, float], wh.InfluenceAttribution]:
-    """Return seconds, passes through the model and mebibytes above what was held before, of fit and scores."""
+def scored(
+    task: wh.Task, examples: wh.Examples
+) -> tuple[dict[str, float], wh.InfluenceAttribution, np.ndarray]:  # fmt: skip
+    """Return seconds, passes and mebibytes above what was held before, of fit and scores; and both."""
     counted = [0]
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -116,13 +117,13 @@ def scored(task: wh.Task, examples: wh.Examples) -> tuple[dict[str, float], wh.I
     before = memory(fresh=True)
     with support.Clock() as clock:
         attribution = wh.Influence(curvature=wh.RowBlocks(), memory_budget=0).fit(task, examples)
-        attribution.scores()
+        values = attribution.scores().values[0].double().numpy()
     hook.remove()
     figures = {
         "seconds": clock.wall, "cpu_seconds": clock.cpu, "passes": counted[0] / len(examples),
         "memory_mib": memory() - before,
     }  # fmt: skip
-    return figures, attribution
+    return figures, attribution, values
 
 
 def error(attribution: wh.InfluenceAttribution, corpus: wh.WordCorpus, values: np.ndarray) -> float:
