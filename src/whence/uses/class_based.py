@@ -34,9 +34,9 @@ def class_based(
     It serves gradient dot products, TracIn and influence; measured here as in the paper, it *hurts* cosines (class
     information in the sign of a cosine is lost in the minimum), and at the very top of the list the plain sum
     can be better. Measured for gradient dots of the last layer at the epoch that is best on clean rows, as in the
-    paper: +15 to +51 points on four sets of texts, +2 on MNIST, −9 on Fashion-MNIST; plain loss found as much or more
-    on each. At the end of training, when most wrong labels are learned, TracIn by classes found 4 to 7 points more than
-    the loss on texts (`make reproduce-detectors`).
+    paper: +15 to +51 points on four sets of texts, +2 on MNIST, −9 on Fashion-MNIST, −19 on CIFAR-10; plain loss found
+    as much or more on each. At the end of training, when most wrong labels are learned, TracIn by classes found 4 to 7
+    points more than the loss on texts (`make reproduce-detectors`).
 
     Args:
         source: `Scores` whose rows are the references; or an attribution or index: anything with ``.scores(queries)``.
