@@ -247,7 +247,7 @@ def test_nothing_to_attribute() -> None:
 def test_hooks_are_gone_even_after_an_error(name: str) -> None:
     case = zoo.make(name)
     coverage = find_layers(case.model)
-    with pytest.raises(RuntimeError, match="inside"), record(case.model, coverage.layers):
+    with pytest.raises(RuntimeError, match="inside"), record(case.model, coverage.layers, 1):
         raise RuntimeError("inside")
     assert not any(module._forward_hooks for module in case.model.modules())
 

@@ -1,5 +1,6 @@
 """Per-example gradients, kept factored: capture, inner products, streaming passes."""
 
+from whence.gradients.autograd import dense_query_gradients, parameter_gradients
 from whence.gradients.capture import Tape, record
 from whence.gradients.collected import Collected
 from whence.gradients.factors import Factor, Gradients, Lookup, Matrix, Outer, by_columns, concatenate, squared_norm
@@ -11,8 +12,6 @@ from whence.gradients.stream import (
     check_capture,
     chunk_size,
     decay_grids,
-    dense_query_gradients,
-    parameter_gradients,
 )
 
 __all__ = [

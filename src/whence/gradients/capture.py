@@ -48,8 +48,9 @@ class _Mark:
 class Tape:
     """What one forward pass left behind: every layer's inputs, and hooks on every layer's outputs."""
 
-    def __init__(self, layers: tuple[Layer, ...]) -> None:
+    def __init__(self, layers: tuple[Layer, ...], rows: int) -> None:
         self.layers = layers
+        self.rows = rows
         self.root = torch.zeros((), requires_grad=True)
         self.marks: dict[int, list[_Mark]] = {id(slot): [] for layer in layers for _, slot in layer.uses}
         self.coarsest = torch.float64
@@ -126,12 +127,12 @@ class Tape:
 
 
 @contextmanager
-def record(model: nn.Module, layers: tuple[Layer, ...]) -> Iterator[Tape]:
-    """Record the forward passes of a block on a new `Tape`; all hooks are gone afterwards.
+def record(model: nn.Module, layers: tuple[Layer, ...], rows: int) -> Iterator[Tape]:
+    """Record the forward passes of ``rows`` examples in a block on a new `Tape`; all hooks are gone afterwards.
 
     Parameters need no gradient and get none. The model is in whichever mode the caller put it.
     """
-    tape = Tape(layers)
+    tape = Tape(layers, rows)
     tape.root = torch.zeros((), device=next(model.parameters()).device, requires_grad=True)
     sources = {id(source): source for layer in layers for source, _ in layer.uses}
     with ExitStack() as stack:
@@ -173,6 +174,6 @@ def _hooks(source: Source, tape: Tape) -> tuple[Any, Any]:
         source.before()
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        return source.call(Call(source.name, args, kwargs, output), tape.tap)
+        return source.call(Call(source.name, args, kwargs, output, tape.rows), tape.tap)
 
     return before, after

@@ -120,12 +120,13 @@ class Tap(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a hooked module."""
+    """One call of a hooked module, with ``rows`` examples in the batch."""
 
     name: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: Any
+    rows: int
 
     def tensor(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the one tensor that the module was called with, detached, in ``dtype`` if it is given.

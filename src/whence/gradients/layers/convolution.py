@@ -7,7 +7,7 @@ while factors would need g times more positions, all but one group's share of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class TransposedSource(Source):
 
     def call(self, call: Call, tap: Tap) -> Any:
         """Mark the output; its size tells the output padding."""
-        first = Call(call.name, call.args[:1], {} if call.args else {"input": call.kwargs["input"]}, call.output)
+        first = replace(call, args=call.args[:1], kwargs={} if call.args else {"input": call.kwargs["input"]})
         with torch.no_grad():
             inputs = _batched(first, self.slot, self.module)
             patches = self._patches(inputs, call.output.shape[2:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class TimeMajor(Source):
 
         args = tuple(_batch_first(x) for x in call.args)
         kwargs = {key: _batch_first(x) for key, x in call.kwargs.items()}
-        return self.inner.call(Call(call.name, args, kwargs, call.output), tap_transposed)
+        return self.inner.call(replace(call, args=args, kwargs=kwargs), tap_transposed)
 
 
 def time_major_modules(model: nn.Module) -> set[int]:
