@@ -65,7 +65,7 @@ def _digits(results: dict[str, Any]) -> Iterable[str]:
         "model's own loss; groups of images (random, or of one digit) removed and trained again. Measured on "
         f"{settings['queries']} held-out images: −log q of their cluster, or the cross-entropy of a supervised linear "
         "probe, which is fitted once and stays fixed, through the encoder. A contrastive loss has four negatives of "
-        f"its own. {told}. The auto-encoder's settings are the third that were tried: a tanh code with weight decay .001 "
+        f"its own. {told}. The auto-encoder's settings are the third tried: a tanh code with weight decay .001 "
         "and groups of 5 % gave r = .22 with the Hessian (a code that turns at next to no loss), damping of 1e-4 with "
         f"the present ones r = .80 and slope 1.80. {machine(next(iter(results.values())))}\n"
     )
