@@ -1,25 +1,30 @@
 # make demo   audit bundled real data and write a report      make test   every check
 # make bench  speed beside peers (long)                       make reproduce   the measured gates (long)
+# make docs   the documentation site, in build/site
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export WHENCE_DATA ?= ../shared/data
 
-.PHONY: demo test check bench reproduce reproduce-attack reproduce-influence reproduce-understanding reproduce-detectors reproduce-crossloss clean
+.PHONY: demo test check docs bench reproduce reproduce-attack reproduce-influence reproduce-understanding reproduce-detectors reproduce-crossloss clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,hf]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,hf,docs]"
 	touch $@
 
 demo: $(VENV)/.ready
 	$(BIN)/whence audit examples/data/sms_spam.csv.gz --label label --out runs/demo
 
 check: $(VENV)/.ready
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
 	$(BIN)/mypy
+
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site: build/site/index.html"
 
 test: check
 	$(BIN)/python -m pytest

@@ -37,6 +37,10 @@ class BaselineAttribution:
     suspect: Callable[[], np.ndarray] = field(repr=False)
     prepare: Callable[[Any], Examples] = field(default=as_examples, repr=False)
 
+    def __repr__(self) -> str:
+        """Return the method and the number of examples."""
+        return f"BaselineAttribution({self.name}, {len(self.examples):,} examples)"
+
     @property
     def ids(self) -> np.ndarray:
         """Ids of the training examples [N]."""
