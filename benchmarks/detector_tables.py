@@ -44,7 +44,7 @@ def _regimes(found: dict[str, Any]) -> Iterable[str]:
         "hidden layer; AUC / average precision / share wrong among the first 20 %. Memorised: the network fits its "
         "wrong labels. Published for MNIST, memorised (Kim et al. 2023, AUC/AP): GEX .9999/.9991, TracIn-RP "
         ".9719/.7056, Arnoldi .6908/.1900. * uses 50 clean references a class, the others none. Confident learning "
-        "and out-of-fold loss share their fits, which are counted once, as are those of both audits. Arnoldi and "
+        "and out-of-fold loss share their fits, which are counted once. Arnoldi and "
         "turn-over dropout (one mask seed, a training of its own) take the linear layers of networks for images. "
         "Seconds are of the processor, without the training of the model that is judged, for the machine was shared; "
         "MB are added at the peak, MNIST memorised. "
