@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "uses": {"scores", "data", "tasks", "gradients", "curvature"},
     "evaluate": {"scores", "data", "tasks", "methods", "uses", "pipeline"},
     "report": {"scores", "data", "uses", "evaluate"},
-    "explorer": {"report", "index", "uses", "tasks", "pipeline", "data", "methods", "audit"},
+    "explorer": {"report", "index", "uses", "tasks", "pipeline", "data", "gradients", "methods", "audit"},
 }
 ALLOWED["audit"] = (set(ALLOWED) | {"audit"}) - {"explorer"}
 ALLOWED["cli"] = set(ALLOWED) | {"cli", "whence"}  # "whence" is the package itself, for its version

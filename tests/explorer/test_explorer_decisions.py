@@ -7,8 +7,8 @@ import threading
 import pyarrow.parquet as pq
 import pytest
 
+from whence.audit.decisions import Decision, Decisions
 from whence.errors import RunFormatError
-from whence.explorer import Decision, Decisions
 
 
 def made(name: str, action: str = "drop", label: str | None = None) -> Decision:
@@ -54,7 +54,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("whence.explorer.decisions.pq.write_table", full)
+    monkeypatch.setattr("whence.audit.decisions.pq.write_table", full)
     with pytest.raises(Exception, match="No space left"):
         decisions.put(made("b"))
     assert set(Decisions(tmp_path, "f").all()) == {"a"}

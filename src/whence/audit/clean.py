@@ -77,7 +77,9 @@ def check_output(data: LabelledData, out: str | Path, *, force: bool = False) ->
         raise ConfigError(f"output must be a new file, got {str(path)!r}, which exists. Pass --force to replace it.")
 
 
-def write_rows(data: LabelledData, out: str | Path, *, labels: np.ndarray, kept: np.ndarray) -> None:
+def write_rows(
+    data: LabelledData, out: str | Path, *, labels: np.ndarray, kept: np.ndarray, guarded: bool = False
+) -> None:  # fmt: skip
     """Write rows to a file whole or not at all, every cell but changed labels as the user had it.
 
     Args:
@@ -85,6 +87,7 @@ def write_rows(data: LabelledData, out: str | Path, *, labels: np.ndarray, kept:
         out: The file.
         labels: Class positions [N].
         kept: Which rows to write [N].
+        guarded: As in `whence.data.rewrite.rewrite`: no text becomes a formula in a spreadsheet.
 
     Raises:
         DataError: The file cannot be written.
@@ -93,7 +96,7 @@ def write_rows(data: LabelledData, out: str | Path, *, labels: np.ndarray, kept:
     ending = check_ending(data, path)
     partial = path.with_name(f".{os.getpid()}.partial{ending}")
     try:
-        rewrite(data, partial, ending, labels=labels, kept=kept)
+        rewrite(data, partial, ending, labels=labels, kept=kept, guarded=guarded)
         os.replace(partial, path)
     except OSError as error:
         raise DataError(f"{path} must be writable, got: {error.strerror or error}. Choose another place.") from error

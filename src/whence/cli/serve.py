@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from whence import __version__
 from whence.audit.again import own_opinion
+from whence.audit.bench import Bring
+from whence.cli.console import terminal
 from whence.cli.options import Model, Weights
-from whence.cli.usermodel import bringing, load_user_model
+from whence.cli.usermodel import bringing
 from whence.explorer import Opened, OwnModel, ServeSettings, open_site, serve
 
 __all__ = ["serve_command"]
@@ -28,6 +30,7 @@ def serve_command(
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = False,
     model: Model = None,
     weights: Weights = None,
+    against: Annotated[Path | None, typer.Option(help="Another run of the same rows, to compare with.")] = None,
     data_source: Annotated[Path | None, typer.Option(help="The audited data, if it was moved.")] = None,
 ) -> None:
     """Explore a run in the browser: decide about suspects, ask why, export and train again.
@@ -35,8 +38,10 @@ def serve_command(
     Example: whence serve runs/sms --edit
     """
     settings = ServeSettings(host=host, port=port)
-    site = open_site(run, data_source=data_source, edit=edit, bring=_bringing(model, weights))
-    out = Console(highlight=False)
+    site = open_site(
+        run, data_source=data_source, edit=edit, against=against, bring=_bringing(model, weights), version=__version__
+    )
+    out = terminal()
 
     def ready(address: str) -> None:
         out.print(f"explorer: [bold]{address}[/]", soft_wrap=True)
@@ -52,10 +57,15 @@ def _bringing(spec: str | None, weights: Path | None) -> Callable[[Opened], OwnM
     if spec is None:
         return None
 
+    brought = bringing(spec, weights)
+    assert brought is not None
+    models: Bring = brought
+
     def bring(opened: Opened) -> OwnModel:
         return OwnModel(
-            attribution=lambda: own_opinion(opened.run, opened.data, bringing(spec, weights)).attribution,
-            inputs=lambda rows: load_user_model(spec, weights, rows, train=False).inputs,
+            attribution=lambda: own_opinion(opened.run, opened.data, models).attribution,
+            inputs=lambda rows: models(rows).inputs,
+            bring=models,
         )
 
     return bring

@@ -26,6 +26,7 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 ENDINGS = (".csv", ".csv.gz", ".parquet", ".jsonl", ".npz")
 _EXACT_INTEGER = 2**63
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def check_ending(data: LabelledData, path: Path) -> str:
@@ -43,7 +44,9 @@ def check_ending(data: LabelledData, path: Path) -> str:
     return ending
 
 
-def rewrite(data: LabelledData, path: Path, ending: str, *, labels: Array, kept: Array) -> None:
+def rewrite(
+    data: LabelledData, path: Path, ending: str, *, labels: Array, kept: Array, guarded: bool = False
+) -> None:  # fmt: skip
     """Write the rows that are kept, with their labels, to a new file.
 
     A file of a table or of arrays is read again, and its columns, cells and types are written as they are; a label that
@@ -56,6 +59,8 @@ def rewrite(data: LabelledData, path: Path, ending: str, *, labels: Array, kept:
         ending: One of ``ENDINGS``.
         labels: Class positions [N].
         kept: Which rows to write [N], bools.
+        guarded: In CSV, put an apostrophe before text that a spreadsheet would run as a formula: text that begins with
+            =, +, -, @, a tab or a carriage return and is no number.
 
     Raises:
         DataError: The file that was read is no longer what it was.
@@ -76,7 +81,7 @@ def rewrite(data: LabelledData, path: Path, ending: str, *, labels: Array, kept:
             cells[row] = forms(int(labels[row]))
         frame[data.label_name] = pd.Series(cells, dtype=frame[data.label_name].dtype if not changed.any() else object)
         text = any(part in (".csv", ".tsv") for part in Path(data.source.lower()).suffixes)
-        _write_table(frame[kept], path, ending, typed=text)
+        _write_table(frame[kept], path, ending, typed=text, guarded=guarded)
 
 
 def cells_of(data: LabelledData, name: str) -> list[Any]:
@@ -126,7 +131,7 @@ def _forms(data: LabelledData, cells: list[Any]) -> Callable[[int], Any]:
     return lambda label: first.get(label, data.classes[label])
 
 
-def _write_table(frame: pd.DataFrame, path: Path, ending: str, *, typed: bool) -> None:
+def _write_table(frame: pd.DataFrame, path: Path, ending: str, *, typed: bool, guarded: bool) -> None:
     """Write cells as they are; ``typed``: text that came from a format without types may become numbers."""
     if ending in (".parquet", ".jsonl"):
         columns = {str(name): _typed(column) if typed else column.tolist() for name, column in frame.items()}
@@ -141,8 +146,9 @@ def _write_table(frame: pd.DataFrame, path: Path, ending: str, *, typed: bool) -
         opened = gzip.open if ending == ".csv.gz" else open
         with opened(path, "wt", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([str(name) for name in frame.columns])
-            writer.writerows([_cell(cell) for cell in row] for row in frame.itertuples(index=False, name=None))
+            written = _guarded if guarded else _cell
+            writer.writerow([written(str(name)) for name in frame.columns])
+            writer.writerows([written(cell) for cell in row] for row in frame.itertuples(index=False, name=None))
 
 
 def _write_parquet(data: LabelledData, path: Path, labels: Array, kept: Array) -> None:
@@ -214,6 +220,17 @@ def _cell(cell: Any) -> Any:
     """Return a cell as CSV holds it: missing is empty."""
     if cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and np.isnan(cell)):
         return ""
+    return cell
+
+
+def _guarded(cell: Any) -> Any:
+    """Return a cell as CSV holds it, text that a spreadsheet would run as a formula made text."""
+    if not isinstance(cell, str) or not cell.startswith(_FORMULA):
+        return _cell(cell)
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
     return cell
 
 

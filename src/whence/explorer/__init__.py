@@ -4,7 +4,6 @@ Every page is a dict made here, shown by a template or, with ``.json`` behind it
 """
 
 from whence.explorer.app import application
-from whence.explorer.decisions import Decision, Decisions
 from whence.explorer.guard import Door
 from whence.explorer.opened import Opened
 from whence.explorer.oracle import Oracle, OwnModel
@@ -13,8 +12,6 @@ from whence.explorer.server import ServeSettings, open_site, serve
 from whence.explorer.site import Site
 
 __all__ = [
-    "Decision",
-    "Decisions",
     "Door",
     "Opened",
     "Oracle",

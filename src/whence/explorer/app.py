@@ -5,46 +5,37 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from whence.explorer.export import exported
 from whence.explorer.guard import Door, Guard
+from whence.explorer.incoming import LARGEST_IMAGE
+from whence.explorer.pages import PAGES, Page, page_html, problem_html
 from whence.explorer.problems import Problem, told
-from whence.explorer.queue import SHOWN, asked_of
-from whence.explorer.render import render, static_files
-from whence.explorer.site import Site, decide, queue_page, row_page
+from whence.explorer.queue import card_of
+from whence.explorer.render import static_files
+from whence.explorer.scatter import points
+from whence.explorer.site import Site, decide
+from whence.explorer.why import answer_page
 
 __all__ = ["application"]
 
-View = Callable[[Site, Mapping[str, str]], dict[str, Any]]
-Values = Callable[[Site, dict[str, Any]], dict[str, Any]]
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
+Job: TypeAlias = Callable[[Request], Awaitable[Any]]
 
 _LARGEST_JSON = 2**16
-
-
-@dataclass(frozen=True)
-class _Page:
-    """A page: its template, what it shows, and what the template needs besides."""
-
-    name: str
-    title: str
-    template: str
-    view: View
-    values: Values
-    linked: bool = True
-
-    @property
-    def path(self) -> str:
-        """Where it is; the queue is at the root."""
-        return "/" if self.name == "queue" else f"/{self.name}"
+_MOST_FIELDS = 4_000
+_LARGEST_FIELD = 2**20
+_KINDS = {".csv": "text/csv; charset=utf-8", ".jsonl": "application/jsonl"}
 
 
 def application(site: Site, door: Door) -> Guard:
@@ -55,70 +46,113 @@ def application(site: Site, door: Door) -> Guard:
         door: Where it listens and what opens it.
     """
     routes = [Route("/static/{name}", _static, methods=["GET"])]
-    for page in _pages():
+    for page in PAGES:
         routes += [
             Route(page.path, _html(site, page), methods=["GET"]),
-            Route(f"/{page.name}.json", _json(site, page.view), methods=["GET"]),
+            Route(f"/{page.name}.json", _json(_of(page.view, site)), methods=["GET"]),
         ]
-    routes.append(Route("/decisions.json", _decide(site), methods=["POST"]))
+    why = next(page for page in PAGES if page.name == "why")
+    routes += [
+        Route("/why", _answered(site, why), methods=["POST"]),
+        Route("/why.json", _json(_asking(site)), methods=["POST"]),
+        Route("/points.json", _json(_of(points, site)), methods=["GET"]),
+        Route("/card.json", _json(_of(_card, site)), methods=["GET"]),
+        Route("/decisions.json", _json(_deciding(site)), methods=["POST"]),
+        Route("/retrain.json", _json(_of(lambda site, _: site.retraining.told(), site)), methods=["GET"]),
+        Route("/retrain.json", _json(_retraining(site)), methods=["POST"]),
+        Route("/export/file", _file(site), methods=["GET"]),
+    ]
     handlers = {Exception: _problem(site), HTTPException: _problem(site)}
     return Guard(Starlette(routes=routes, exception_handlers=handlers), door)
 
 
-def _pages() -> list[_Page]:
-    return [
-        _Page("queue", "Queue", "queue.html", queue_page, _queue_values),
-        _Page("row", "Row", "row.html", row_page, _row_values, linked=False),
-    ]
+def _of(view: Callable[[Site, Any], Any], site: Site) -> Job:
+    """Return a job that makes something of the address alone."""
+
+    async def job(request: Request) -> Any:
+        return await run_in_threadpool(view, site, request.query_params)
+
+    return job
 
 
-def _queue_values(site: Site, page: dict[str, Any]) -> dict[str, Any]:
-    asked = asked_of({name: str(value) for name, value in page["asked"].items()} | _ascending(page), site.opened)
-    return {"page": page, "asked": asked, "shown": SHOWN, "signals": site.opened.signals, "counts": page["counts"],
-            "classes": site.opened.data.classes}  # fmt: skip
+def _card(site: Site, given: Any) -> dict[str, Any]:
+    """Return what is shown of the row at a position."""
+    text = given.get("position", "")
+    if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) >= len(site.opened):
+        raise Problem(404, "not_found", f"position must lie in 0 to {len(site.opened) - 1}, got {text[:40]!r}.")
+    return card_of(site.opened, site.decisions.all(), int(text))
 
 
-def _ascending(page: dict[str, Any]) -> dict[str, str]:
-    return {"ascending": "1" if page["asked"]["ascending"] else ""}
+def _asking(site: Site) -> Job:
+    async def job(request: Request) -> Any:
+        sent, image = await _form(request)
+        return await run_in_threadpool(answer_page, site, sent, image)
+
+    return job
 
 
-def _row_values(site: Site, page: dict[str, Any]) -> dict[str, Any]:
-    cells = {cell["name"]: cell["value"] for cell in page["row"]["content"].get("cells", [])}
-    return {"found": page, "row": page["row"], "cells": cells, "classes": site.opened.data.classes}
+def _deciding(site: Site) -> Job:
+    async def job(request: Request) -> Any:
+        return await run_in_threadpool(decide, site, await _sent(request))
+
+    return job
 
 
-def _html(site: Site, page: _Page) -> Callable[[Request], Any]:
+def _retraining(site: Site) -> Job:
+    async def job(request: Request) -> Any:
+        await _sent(request)
+        if not site.edit:
+            raise Problem(403, "read_only", "the explorer must be started with --edit to train again.")
+        return site.retraining.start()
+
+    return job
+
+
+def _html(site: Site, page: Page) -> Handler:
     async def answer(request: Request) -> Response:
-        def made() -> str:
-            found = page.view(site, request.query_params)
-            return _rendered(site, page.template, page.name, page.values(site, found))
-
         try:
-            return HTMLResponse(await run_in_threadpool(made))
+            return HTMLResponse(
+                await run_in_threadpool(lambda: page_html(site, page, page.view(site, request.query_params)))
+            )
         except Exception as error:
             return _as_page(site, error)
 
     return answer
 
 
-def _json(site: Site, view: View) -> Callable[[Request], Any]:
+def _answered(site: Site, page: Page) -> Handler:
+    asking = _asking(site)
+
     async def answer(request: Request) -> Response:
         try:
-            return _told(await run_in_threadpool(view, site, request.query_params))
+            found = await asking(request)
+            return HTMLResponse(await run_in_threadpool(page_html, site, page, found))
         except Exception as error:
-            status, found = _noted(error)
-            return JSONResponse(found, status)
+            return _as_page(site, error)
 
     return answer
 
 
-def _decide(site: Site) -> Callable[[Request], Any]:
+def _json(job: Job) -> Handler:
     async def answer(request: Request) -> Response:
         try:
-            return _told(await run_in_threadpool(decide, site, await _sent(request)))
+            text = json.dumps(await job(request), allow_nan=False, ensure_ascii=True)
+            return Response(text, media_type="application/json")
         except Exception as error:
-            status, found = _noted(error)
-            return JSONResponse(found, status)
+            return _as_json(error)
+
+    return answer
+
+
+def _file(site: Site) -> Handler:
+    async def answer(request: Request) -> Response:
+        ending = request.query_params.get("ending", "")
+        try:
+            body = await run_in_threadpool(exported, site, ending)
+        except Exception as error:
+            return _as_page(site, error)
+        headers = {"content-disposition": f'attachment; filename="decided{ending}"'}
+        return Response(body, media_type=_KINDS.get(ending, "application/octet-stream"), headers=headers)
 
     return answer
 
@@ -136,9 +170,19 @@ async def _sent(request: Request) -> Any:
         raise Problem(400, "bad_request", "the body must be JSON.") from error
 
 
-def _told(found: dict[str, Any]) -> Response:
-    text = json.dumps(found, allow_nan=False, ensure_ascii=True)
-    return Response(text, media_type="application/json")
+async def _form(request: Request) -> tuple[dict[str, str], bytes | None]:
+    """Return the texts of a form, and the bytes of its image."""
+    try:
+        form = await request.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=_LARGEST_FIELD)
+    except HTTPException as error:
+        raise Problem(400, "bad_request", "the form must be whole, its fields not too long.") from error
+    try:
+        texts = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+        image = form.get("image")
+        body = await image.read(LARGEST_IMAGE + 1) if isinstance(image, UploadFile) else None
+    finally:
+        await form.close()
+    return texts, body
 
 
 def _static(request: Request) -> Response:
@@ -146,15 +190,6 @@ def _static(request: Request) -> Response:
     if not kind:
         raise HTTPException(404)
     return Response(body, headers={"content-type": kind})
-
-
-def _rendered(site: Site, template: str, here: str, values: dict[str, Any]) -> str:
-    data = site.opened.data
-    frame = {
-        "pages": {page.name: (page.path, page.title) for page in _pages() if page.linked}, "here": here,
-        "source": data.source or "data in memory", "rows": len(data), "kind": data.kind, "edit": site.edit,
-    }  # fmt: skip
-    return render(template, {"site": frame, "unit": site.unit or "", **values})
 
 
 def _noted(error: Exception) -> tuple[int, dict[str, Any]]:
@@ -169,10 +204,14 @@ def _noted(error: Exception) -> tuple[int, dict[str, Any]]:
     return status, found
 
 
-def _as_page(site: Site, error: Exception) -> Response:
-    """Return an error as a page."""
+def _as_json(error: Exception) -> Response:
     status, found = _noted(error)
-    return HTMLResponse(_rendered(site, "problem.html", "", {**found, "status": status}), status)
+    return JSONResponse(found, status)
+
+
+def _as_page(site: Site, error: Exception) -> Response:
+    status, found = _noted(error)
+    return HTMLResponse(problem_html(site, status, found), status)
 
 
 def _problem(site: Site) -> Callable[[Request, Exception], Response]:
@@ -183,8 +222,7 @@ def _problem(site: Site) -> Callable[[Request, Exception], Response]:
             code = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "bad_request")
             error = Problem(error.status_code, code, f"there is nothing at {request.url.path[:80]!r}.")
         if request.url.path.endswith(".json") or request.method != "GET":
-            status, found = _noted(error)
-            return JSONResponse(found, status)
+            return _as_json(error)
         return _as_page(site, error)
 
     return answer

@@ -9,10 +9,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from whence.audit import Query, explain, reload_task
+from whence.audit.bench import Bring
 from whence.data import LabelledData, as_examples
 from whence.explorer.opened import Opened, finite
+from whence.gradients import Gradients, Matrix
 from whence.methods import InfluenceAttribution
 
 __all__ = ["Oracle", "OwnModel"]
@@ -32,10 +35,12 @@ class OwnModel:
     Args:
         attribution: Returns the run's attribution with it.
         inputs: Makes its inputs of rows.
+        bring: Returns it with its recipe, untrained, for training again.
     """
 
     attribution: Callable[[], InfluenceAttribution]
     inputs: Callable[[LabelledData], Any]
+    bring: Bring
 
 
 class Oracle:
@@ -51,8 +56,9 @@ class Oracle:
     def __init__(self, opened: Opened, own: OwnModel | None = None) -> None:
         self.opened, self.own = opened, own
         self._lock = threading.Lock()
-        self._loaded: tuple[InfluenceAttribution, Callable[[LabelledData], Any]] | None = None
+        self._loaded: tuple[InfluenceAttribution, _Lazily] | None = None
         self._offsets: Array | None = None
+        self._between: Array | None = None
 
     @property
     def missing(self) -> str | None:
@@ -60,12 +66,18 @@ class Oracle:
         embedded = self.opened.run.manifest["model"]["embedded"]
         return None if embedded or self.own is not None else _NO_MODEL
 
+    @property
+    def mutual(self) -> bool:
+        """Whether rows help each other equally: where no weight decay leaves with a row."""
+        with self._lock:
+            return self._load()[0].decayed_weights is None
+
     def explain_row(self, position: int, *, measured: str | None = None, k: int = 8) -> dict[str, Any]:
         """Explain a row of the data; see `whence.audit.explain`."""
         with self._lock:
             attribution, inputs = self._load()
             data = self.opened.data
-            asked = Query(rows=data, inputs=_Lazily(data, inputs), position=position)
+            asked = Query(rows=data, inputs=inputs, position=position)
             return explain(self.opened.run, data, attribution, asked, measured=measured, k=k)
 
     def explain_new(
@@ -74,7 +86,7 @@ class Oracle:
         """Explain the first of new rows."""
         with self._lock:
             attribution, inputs = self._load()
-            asked = Query(rows=rows, inputs=inputs(rows), position=0, labelled=labelled)
+            asked = Query(rows=rows, inputs=inputs.make(rows), position=0, labelled=labelled)
             return explain(self.opened.run, self.opened.data, attribution, asked, measured=measured, k=k)
 
     def effects(self, position: int, k: int = 8) -> dict[str, Any] | None:
@@ -83,18 +95,18 @@ class Oracle:
         score[q, i] for all q: (∇ℓ_iᵀH⁻¹∇ℓ_q + ∇ℓ_qᵀH⁻¹λθ̂)/N, for H⁻¹ is symmetric.
 
         Returns:
-            None for a row that was not trained on; ``mutual`` says that there is no weight decay's part, so that the
-            lists are those of what helps and harms the row itself.
+            None for a row that was not trained on, and where there is no weight decay's part: then scores are mutual,
+            and the lists are those of what helps and harms the row itself.
         """
         with self._lock:
             attribution, inputs = self._load()
             data, name = self.opened.data, self.opened.ids[position]
             ids = [str(one) for one in attribution.ids.tolist()]
-            if name not in set(ids):
+            if name not in set(ids) or attribution.decayed_weights is None:
                 return None
             offsets = self._decay_part(attribution)
             target = torch.from_numpy(data.labels[position : position + 1])
-            asked = as_examples((_Lazily(data, inputs)[position : position + 1], target))
+            asked = as_examples((inputs[position : position + 1], target))
             values = attribution.products(asked, attribution.training_gradients)[0][0].double().cpu().numpy()
             scores = (values + offsets) / len(ids)
             order = np.argsort(-scores, kind="stable")
@@ -104,7 +116,41 @@ class Oracle:
                 "harmful": [self._entry(ids[at], scores[at]) for at in order[::-1][:k].tolist() if scores[at] < 0],
             }
             largest = max((abs(one["score"]) for side in sides.values() for one in side), default=0.0)
-            return {**sides, "largest": largest or 1.0, "mutual": not offsets.any()}
+            return {**sides, "largest": largest or 1.0}
+
+    def between_classes(self) -> Array:
+        r"""Return how much the mean loss of a class would change without one average row of another [C, C].
+
+        M[b, a] = ḡ_bᵀ H⁻¹ ḡ_a / N, ḡ_c the mean training gradient of class c (the weight decay's part added), in the
+        unit of scores: row b is helped (positive) or harmed by column a. One pass over the features, once.
+        """
+        with self._lock:
+            if self._between is None:
+                self._between = self._class_influence()
+            return self._between
+
+    def _class_influence(self) -> Array:
+        attribution = self._load()[0]
+        data, positions = self.opened.data, self.opened.positions
+        labels = data.labels[[positions[str(one)] for one in attribution.ids.tolist()]]
+        size = len(data.classes)
+        counts = np.bincount(labels, minlength=size)
+        sums: dict[str, Tensor] = {}
+        for rows, gradients in attribution.training_gradients():
+            own = labels[rows]
+            for name, factor in gradients.layers.items():
+                parts = [factor.rows(torch.from_numpy(np.flatnonzero(own == c))).summed() for c in range(size)]
+                sums[name] = torch.stack(parts) + sums.get(name, torch.zeros(()))
+        weights = torch.from_numpy(1 / np.maximum(counts, 1))
+        means = Gradients({name: Matrix(total * weights.to(total)[:, None, None]) for name, total in sums.items()})
+        asked = attribution.preconditioner.precondition(means)
+        values = asked.inner(means).double().cpu().numpy()  # [C asked about, C that leaves]
+        if attribution.decayed_weights is not None:
+            values = values + asked.inner(attribution.decayed_weights).double().cpu().numpy()
+        values[counts == 0] = np.nan
+        values[:, counts == 0] = np.nan
+        between: Array = values / len(attribution.ids)
+        return between
 
     def _entry(self, name: str, score: float) -> dict[str, Any]:
         row = self.opened.positions[name]
@@ -114,31 +160,34 @@ class Oracle:
     def _decay_part(self, attribution: InfluenceAttribution) -> Array:
         """Return ∇ℓ_qᵀH⁻¹λθ̂ of every training row [N]; one pass, once."""
         if self._offsets is None:
+            assert attribution.decayed_weights is not None
             offsets = np.zeros(len(attribution.ids))
-            if attribution.decayed_weights is not None:
-                decay = attribution.preconditioner.precondition(attribution.decayed_weights)
-                for rows, gradients in attribution.training_gradients():
-                    offsets[rows] = decay.inner(gradients)[0].double().cpu().numpy()
+            decay = attribution.preconditioner.precondition(attribution.decayed_weights)
+            for rows, gradients in attribution.training_gradients():
+                offsets[rows] = decay.inner(gradients)[0].double().cpu().numpy()
             self._offsets = offsets
         return self._offsets
 
-    def _load(self) -> tuple[InfluenceAttribution, Callable[[LabelledData], Any]]:
+    def _load(self) -> tuple[InfluenceAttribution, _Lazily]:
         if self._loaded is None:
             if self.own is not None:
-                self._loaded = (self.own.attribution(), self.own.inputs)
+                self._loaded = (self.own.attribution(), _Lazily(self.opened.data, self.own.inputs))
             else:
                 _, preparation, attribution = reload_task(self.opened.run, self.opened.data)
-                self._loaded = (attribution, preparation.transform)
+                self._loaded = (attribution, _Lazily(self.opened.data, preparation.transform))
         return self._loaded
 
 
-@dataclass(frozen=True, eq=False)
 class _Lazily:
-    """Inputs of rows that are made when they are asked for: a page needs one of 60,000."""
+    """Inputs of rows that are made when they are asked for, the last ones kept: a page needs one of 60,000."""
 
-    data: LabelledData
-    make: Callable[[LabelledData], Any]
+    def __init__(self, data: LabelledData, make: Callable[[LabelledData], Any]) -> None:
+        self.data, self.make = data, make
+        self._last: tuple[range, Any] | None = None
 
     def __getitem__(self, rows: slice) -> Any:
         """Return the inputs of some rows."""
-        return self.make(self.data.rows(range(*rows.indices(len(self.data)))))
+        asked = range(*rows.indices(len(self.data)))
+        if self._last is None or self._last[0] != asked:
+            self._last = (asked, self.make(self.data.rows(asked)))
+        return self._last[1]

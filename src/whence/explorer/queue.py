@@ -9,10 +9,11 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from whence.explorer.decisions import Decision
+from whence.audit.decisions import Decision
 from whence.explorer.groups import rows_of_group
 from whence.explorer.opened import Opened, finite
 from whence.explorer.problems import Problem
+from whence.explorer.ranges import rows_between
 
 __all__ = ["PER_PAGE", "SHOWN", "Asked", "asked_of", "card_of", "page_of", "rows_asked"]
 
@@ -20,6 +21,7 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 PER_PAGE = 20
 SHOWN = ("suspects", "undecided", "decided", "conflicts", "all")
+_TEXTS = ("show", "given", "suggested", "action", "search", "column", "value", "ranges", "sort")
 _EVIDENCE = 5
 _LONGEST_SEARCH = 200
 
@@ -36,18 +38,20 @@ class Asked:
         search: Part of a row's text, cells or id.
         column: Column of `whence.explorer.groups`, "" for none.
         value: Its value.
+        ranges: Signals between two values, see `whence.explorer.ranges`; "" for any.
         sort: A signal, or "row" for the order of the data.
         ascending: Smallest first.
         page: From 1.
     """
 
-    show: str = "suspects"
+    show: str = ""
     given: str = ""
     suggested: str = ""
     action: str = ""
     search: str = ""
     column: str = ""
     value: str = ""
+    ranges: str = ""
     sort: str = "suspicion"
     ascending: bool = False
     page: int = 1
@@ -65,12 +69,13 @@ def asked_of(given: Mapping[str, str], opened: Opened) -> Asked:
     Raises:
         Problem: A setting has no such value.
     """
+    told = {name: given.get(name, "") for name in _TEXTS}
+    told["show"] = told["show"] or ("suspects" if opened.flagged.any() else "all")
+    told["sort"] = told["sort"] or "suspicion"
+    told["search"] = told["search"][:_LONGEST_SEARCH].strip()
     asked = Asked(
-        show=given.get("show", "suspects"), given=given.get("given", ""), suggested=given.get("suggested", ""),
-        action=given.get("action", ""), search=given.get("search", "")[:_LONGEST_SEARCH].strip(),
-        column=given.get("column", ""), value=given.get("value", ""), sort=given.get("sort", "suspicion"),
-        ascending=given.get("ascending", "") in ("1", "true", "on"), page=_page(given.get("page", "1")),
-    )  # fmt: skip
+        **told, ascending=given.get("ascending", "") in ("1", "true", "on"), page=_page(given.get("page", "1"))
+    )
     if asked.show not in SHOWN:
         raise Problem(400, "bad_request", f"show must be one of {', '.join(SHOWN)}, got {asked.show[:80]!r}.")
     if asked.sort not in (*opened.signals, "row"):
@@ -102,6 +107,8 @@ def rows_asked(opened: Opened, decided: Mapping[str, Decision], asked: Asked) ->
         kept &= _mask(opened, [name for name, one in decided.items() if one.action == asked.action])
     if asked.column:
         kept &= rows_of_group(opened, asked.column, asked.value)
+    if asked.ranges:
+        kept &= rows_between(opened, asked.ranges)
     rows = np.flatnonzero(kept)
     if asked.search:
         rows = rows[[_holds(opened, row, asked.search.casefold()) for row in rows.tolist()]]

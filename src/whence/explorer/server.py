@@ -8,14 +8,17 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
-from whence.audit import open_run, reload_data
+from whence.audit import AgainSettings, Watch, open_run, reload_data
+from whence.audit.decided import DecidedSettings, retrain_run
+from whence.audit.decisions import Decisions
 from whence.errors import ConfigError
 from whence.explorer.app import application
-from whence.explorer.decisions import Decisions
 from whence.explorer.guard import Door
+from whence.explorer.job import Retraining
 from whence.explorer.opened import Opened
 from whence.explorer.oracle import Oracle, OwnModel
 from whence.explorer.site import Site
@@ -51,7 +54,7 @@ class ServeSettings:
 
 def open_site(
     folder: str | Path, *, data_source: str | Path | None = None, edit: bool = False,
-    bring: Callable[[Opened], OwnModel] | None = None,
+    against: str | Path | None = None, bring: Callable[[Opened], OwnModel] | None = None, version: str = "",
 ) -> Site:  # fmt: skip
     """Open a run to be explored.
 
@@ -59,7 +62,9 @@ def open_site(
         folder: The run.
         data_source: Where the data lies now; None for where it was.
         edit: Whether decisions can be made.
+        against: Another run of the same rows, to compare with.
         bring: Returns the user's model, for a run that was made with one.
+        version: To name in what is written.
 
     Raises:
         RunFormatError: The run or its decisions are damaged, or the data is another one.
@@ -68,7 +73,17 @@ def open_site(
     opened = Opened.of(run, reload_data(run, data_source))
     own = None if bring is None else bring(opened)
     decisions = Decisions(run.folder, opened.data.fingerprint)
-    return Site(opened=opened, decisions=decisions, oracle=Oracle(opened, own), edit=edit)
+
+    def work(watch: Watch) -> dict[str, Any]:
+        training = AgainSettings(cache=run.folder / "cache")
+        settings = DecidedSettings(decisions=tuple(decisions.all().values()), training=training)
+        found = None if own is None else own.bring
+        return retrain_run(run, opened.data, settings, bring=found, version=version, watch=watch)
+
+    return Site(
+        opened=opened, decisions=decisions, oracle=Oracle(opened, own), retraining=Retraining(run.folder, work),
+        against=None if against is None else open_run(against), edit=edit,
+    )  # fmt: skip
 
 
 def serve(site: Site, settings: ServeSettings, on_ready: Callable[[str], None]) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from whence.explorer.decisions import ACTIONS, Decision, Decisions
+from whence.audit import Run
+from whence.audit.decisions import ACTIONS, Decision, Decisions
+from whence.explorer.job import Retraining
 from whence.explorer.opened import Opened, finite
 from whence.explorer.oracle import Oracle
 from whence.explorer.problems import Problem
@@ -28,12 +30,16 @@ class Site:
         opened: The run.
         decisions: What was decided.
         oracle: The model.
+        retraining: The background job.
+        against: Another run to compare with, or None.
         edit: Whether decisions can be made.
     """
 
     opened: Opened
     decisions: Decisions
     oracle: Oracle
+    retraining: Retraining
+    against: Run | None
     edit: bool
 
     @property
@@ -63,6 +69,7 @@ def row_page(site: Site, given: Mapping[str, str]) -> dict[str, Any]:
         "signals": _signals(site, position),
         "explanation": explanation,
         "effects": effects,
+        "mutual": not site.oracle.missing and site.oracle.mutual,
         "without": site.oracle.missing,
         "largest": max((abs(one["score"] or 0.0) for one in shown), default=0.0) or 1.0,
         "copies": _copies(opened, position),

@@ -73,8 +73,8 @@ def content_of(data: LabelledData, row: int, *, characters: int = 2000, cells: i
 
 
 def _text(text: str, characters: int) -> Content:
-    shown, omitted = shorten(readable(text), characters)
-    content: Content = {"kind": "text", "text": shown}
+    shown, omitted = shorten(text, characters)  # first, for a cell may hold megabytes
+    content: Content = {"kind": "text", "text": readable(shown)}
     if omitted:
         content["omitted"] = omitted
     return content
@@ -126,4 +126,4 @@ def _value(value: Any) -> str:
     if isinstance(value, (float, np.floating)):
         number = float(value)
         return f"{number:.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:.6g}"
-    return shorten(readable(str(value)), 200)[0]
+    return readable(shorten(str(value), 200)[0])

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from whence.data import LabelledData
 from whence.errors import DataError, RunFormatError
 
-__all__ = ["ACTIONS", "FILE", "Decision", "Decisions"]
+__all__ = ["ACTIONS", "FILE", "OUTCOME", "Decision", "Decisions", "applied", "read_outcome", "write_outcome"]
 
 ACTIONS = ("keep", "relabel", "drop", "unsure")
 FILE = "decisions.parquet"
+OUTCOME = "retrain.json"
 _COLUMNS = ("id", "action", "label", "given", "decided")
 
 
@@ -113,6 +119,53 @@ class Decisions:
         finally:
             partial.unlink(missing_ok=True)
         self._made, self._seen = made, _stamp(self.path)
+
+
+def applied(data: LabelledData, decisions: Iterable[Decision]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels of the rows after decisions [N], and which rows stay [N]; "keep" and "unsure" change nothing.
+
+    Raises:
+        DataError: A decision is about a row or class that there is not.
+    """
+    labels, kept = data.labels.copy(), np.ones(len(data), dtype=bool)
+    places = {str(name): place for place, name in enumerate(data.ids.tolist())}
+    classes = {name: place for place, name in enumerate(data.classes)}
+    for one in decisions:
+        if one.id not in places or (one.action == "relabel" and one.label not in classes):
+            raise DataError(f"decisions must be about rows and classes of the data, got {one.id!r}, {one.label!r}.")
+        if one.action == "drop":
+            kept[places[one.id]] = False
+        elif one.action == "relabel" and one.label is not None:
+            labels[places[one.id]] = classes[one.label]
+    return labels, kept
+
+
+def write_outcome(folder: Path, found: dict[str, Any]) -> None:
+    """Write what training again with the decisions gave, in one step.
+
+    Raises:
+        DataError: The run cannot be written to.
+    """
+    path = folder / OUTCOME
+    partial = path.with_name(f".{OUTCOME}.{os.getpid()}.partial")
+    text = json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        # what cannot be written, half a surrogate pair in a cell, becomes its escape in JSON
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"{path} must be writable, got: {error.strerror or error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """Return what `write_outcome` wrote last; None where there is nothing, or something else."""
+    try:
+        found = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found.get("kind") == "decisions" else None
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
