@@ -57,9 +57,10 @@ def method(name: str) -> str:
     one = next((m for m in METHODS if m.name.replace(" ", "-") == name), None)
     if one is None:
         raise KeyError(f"whence methods knows no {name!r}")
+    call = f"`whence audit DATA {one.call}`" if one.call.startswith("--") else f"`{one.call}`"
     return (
         f'<div class="equation">{one.formula}</div>\n\n'
-        f"| | |\n| --- | --- |\n| **Call** | `{one.call}` |\n| **Cost** | {one.cost} |\n"
+        f"| | |\n| --- | --- |\n| **Call** | {call} |\n| **Cost** | {one.cost} |\n"
         f"| **Use it for** | {one.use} |\n| **Beware** | {one.caution} |\n"
     )
 

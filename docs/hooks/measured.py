@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-CALL = re.compile(r"\{\{\s*([a-z_]+)((?:;[^{}]*)?)\}\}")
+CALL = re.compile(r"\{\{\s*([a-z_]+)\s*((?:;[^{}]*)?)\}\}")
 TASKS = {
     "mnist_mlp": "perceptron on MNIST",
     "sms_text": "default for texts on SMS spam",
@@ -82,12 +82,12 @@ def matrix(*methods: str) -> str:
     cells = result("matrix")["figures"]["cells"]
     rows = []
     for task, title in TASKS.items():
-        for method in methods:
+        for place, method in enumerate(methods):
             one = cells[task][method]
             metrics = one["metrics"]
             truths = [_interval(metrics.get(truth)) for truth in ("lds", "loo", "detection")]
             passes = f"{one['passes']:.2g}" if one["passes"] < 10 else f"{one['passes']:.0f}"
-            rows.append([title, one["label"], *truths, f"{metrics['seconds']:.2g}", passes])
+            rows.append(["" if place else title, one["label"], *truths, f"{metrics['seconds']:.2g}", passes])
     header = ["task", "method", "LDS", "leave-one-out", "detection", "processor s", "in passes"]
     about = (
         "2,000 training rows, 200 labels flipped, 100 queries. LDS: rank correlation with models trained on random "
@@ -103,8 +103,8 @@ def lds(*methods: str) -> str:
     rows = []
     for name in methods:
         one, together = found[name], found.get(f"{name}, 5 members")
-        value_ = f"{one['lds']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
-        rows.append([name, value_, f"{together['lds']:.3f}" if together else "", f"{one['seconds']:.2g}"])
+        alone = _interval([one["lds"], one["low"], one["high"]])
+        rows.append([name, alone, f"{together['lds']:.3f}" if together else "", f"{one['seconds']:.2g}"])
     header = ["method", "LDS, one checkpoint", "five together", "s a checkpoint"]
     about = (
         "A perceptron of 2,986 parameters on 2,000 MNIST rows, 200 queries, 100 random halves × 5 seeds trained again. "
@@ -155,7 +155,7 @@ def label_errors() -> str:
         gain = figures["gain over self_confidence"]
         rows.append([
             title, f"{sum(ours) / len(ours):.3f}", f"{gain['theirs']:.3f}",
-            f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]", f"{min(ratio):.2f} – {max(ratio):.2f}",
+            _gain(gain), f"{min(ratio):.2f} – {max(ratio):.2f}",
         ])  # fmt: skip
     about = (
         "Average precision against the wrong labels, mean of five seeds: a tenth flipped, or the errors of people. "
@@ -217,7 +217,7 @@ def cleanse() -> str:
     names = ("turn-over", "EK-FAC influence", "random")
     rows = []
     for share, one in figures["shares"].items():
-        gains = (f"{one[name]['mean']:+.3f} [{one[name]['low']:+.3f}, {one[name]['high']:+.3f}]" for name in names)
+        gains = (_gain(one[name]) for name in names)
         rows.append([f"{float(share):.0%}", *gains])
     about = (
         "Change of accuracy on 6,055 IMDB reviews after leaving out the sentences of Rotten Tomatoes that harm 300 "
@@ -244,7 +244,11 @@ def provenance(name: str, about: str) -> str:
 
 
 def _interval(found: list[float] | None) -> str:
-    return "" if found is None else f"{found[0]:.3f} [{found[1]:.3f}, {found[2]:.3f}]"
+    return "" if found is None else f"{found[0]:.3f} <small>[{found[1]:.3f}, {found[2]:.3f}]</small>"
+
+
+def _gain(found: dict[str, float]) -> str:
+    return f"{found['mean']:+.3f} <small>[{found['low']:+.3f}, {found['high']:+.3f}]</small>"
 
 
 def _seconds(one: dict[str, Any], step: str) -> str:
