@@ -19,6 +19,7 @@ from whence.tasks.losses import (
     SmoothLoss,
     loss_by_name,
 )
+from whence.tasks.probe import RidgeProbe
 from whence.tasks.recipe import Recipe
 from whence.tasks.task import Task
 from whence.tasks.turnover import (
@@ -47,6 +48,7 @@ __all__ = [
     "MeanSquaredError",
     "OneVersusRest",
     "Recipe",
+    "RidgeProbe",
     "SigmoidCrossEntropy",
     "SmoothHinge",
     "SmoothLoss",
