@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from whence.data.misses import check_the_path
 from whence.errors import RunFormatError
 
 __all__ = [
@@ -174,10 +175,9 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise RunFormatError(
-            f"run must be a folder written by whence, got {str(folder)!r} without {MANIFEST}. "
-            "An interrupted run leaves none: run it again."
-        )
+        told = "An interrupted run leaves none: run it again."
+        told = told if Path(folder).exists() else check_the_path(Path(folder))
+        raise RunFormatError(f"run must be a folder written by whence, got {str(folder)!r} without {MANIFEST}. {told}")
     try:
         manifest: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -211,7 +211,7 @@ def test_images_audit_explain_and_clean_to_npz(call, tmp_path: Path) -> None:
 
 
 def test_methods_are_listed(call) -> None:
-    listed = json.loads(call("methods", "--json").out)
+    listed = json.loads(call("methods", "--json").out)["methods"]
     audited = {entry["name"] for entry in listed if entry["call"] == f"--method {entry['name']}"}
     assert audited == {"ekfac", "kfac", "exact", "identity"}
     assert {"cg", "lissa", "neumann", "lanczos", "nystrom", "datainf", "projected", "diagonal"} < {

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from whence.audit import AgainSettings, Run, check_output, open_run, reload_data, write_rows
 from whence.audit.bench import Bring
-from whence.cli.console import plain
+from whence.cli.console import plain, print_json, terminal
 from whence.cli.explain import new_rows
 from whence.cli.pages import write_run_page
 from whence.cli.retrain import check_places
@@ -116,14 +114,14 @@ def finish(
         write_rows(data, out, labels=data.labels if labels is None else labels, kept=every if kept is None else kept)
     page = write_run_page(opened.run, found["kind"], found, shown)
     if as_json:
-        print(json.dumps({**found, "page": str(page)}, allow_nan=False))
+        print_json(found["kind"], {**found, "page": str(page)})
         return
     _print(found, page)
 
 
 def _print(found: dict[str, Any], page: Path) -> None:
     """Print the change, the ways that were measured, and where file and page lie."""
-    console = Console(highlight=False)
+    console = terminal()
     verb = {"relabel": "relabelled", "prune": "pruned", "cleanse": "left out"}[found["kind"]]
     console.print(f"[bold]{found['changed']:,}[/] of {found['of']:,} training rows {verb}.")
     for pair in found.get("counts", [])[:6]:

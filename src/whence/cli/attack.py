@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from whence import __version__
 from whence.audit import AttackRun, UserModel, attack_data
 from whence.audit.bench import Bring
-from whence.cli.console import Stages, plain
+from whence.cli.console import Stages, plain, print_json, terminal
 from whence.cli.options import Data, Drop, IdColumn, Image, Label, Model, Quiet, Seed, Split, Weights
 from whence.cli.usermodel import load_user_model
 from whence.data import LabelledData, ReadOptions, read
@@ -83,7 +82,7 @@ def attack_command(
         (partial / "attack.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         (partial / "attack.html").write_text(render_attack(found), encoding="utf-8")
     if as_json:
-        print(json.dumps({**found, "page": str(out / "attack.html")}, allow_nan=False))
+        print_json("attack", {**found, "page": str(out / "attack.html")})
         return
     _print(found, out / "attack.html")
 
@@ -118,7 +117,7 @@ def _progress(stages: Stages) -> Any:
 
 def _print(found: dict[str, Any], page: Path) -> None:
     """Print what flipped, beside the controls."""
-    console, summary = Console(highlight=False), found["summary"]
+    console, summary = terminal(), found["summary"]
     rows = ", ".join(plain(row["id"], 24) for row in found["altered"])
     which = "row" if len(found["altered"]) == 1 else "rows"
     rows += " is" if len(found["altered"]) == 1 else " are"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from whence import __version__
 from whence.audit import Audit, audit, write_run
 from whence.audit.folder import KIND
-from whence.cli.console import Stages, plain
+from whence.cli.console import Stages, plain, print_json, terminal
 from whence.cli.options import Data, Drop, IdColumn, Image, Label, Method, Model, Quiet, Seed, Split, Text, Weights
 from whence.cli.usermodel import load_user_model
 from whence.data import LabelledData, ReadOptions, read, read_like
@@ -71,7 +69,7 @@ def audit_command(
         stages("writing the run", 0)
         report = write_run(result, out, source=str(Path(data)), options=options)
     if as_json:
-        print(json.dumps({"run": str(out), "report": str(report), **_figures(result.summary)}, allow_nan=False))
+        print_json("audit", {"run": str(out), "report": str(report), **_figures(result.summary)})
         return
     _print(result, out, report)
 
@@ -91,7 +89,7 @@ def _figures(summary: dict[str, Any]) -> dict[str, Any]:
 
 def _print(result: Audit, out: Path, report: Path) -> None:
     """Print what was found, the first suspects, and where the report lies."""
-    console, summary, coverage = Console(highlight=False), result.summary, result.attribution.coverage
+    console, summary, coverage = terminal(), result.summary, result.attribution.coverage
     found, data, model = summary["suspects"], summary["data"], summary["model"]
     console.print(
         f"[bold]{found['count']:,}[/] of {data['rows']:,} rows are probably mislabelled "

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from whence.audit import clean, open_run, reload_data
+from whence.cli.console import Stages, print_json, terminal
+from whence.cli.options import AsJson, Quiet
 from whence.errors import ConfigError
 
 __all__ = ["clean_command"]
@@ -22,18 +23,29 @@ def clean_command(
     above: Annotated[float | None, typer.Option(help="Act on rows of at least this suspicion.")] = None,
     data_source: Annotated[Path | None, typer.Option(help="The data, if it was moved.")] = None,
     force: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Write the audited data without its suspects (drop), or with their suggested labels (relabel)."""
+    """Write the audited data without its suspects (drop), or with their suggested labels (relabel).
+
+    Example: whence clean runs/sms --out clean.csv
+    """
     if action not in ("drop", "relabel"):
         raise ConfigError(f"--action must be drop or relabel, got {action!r}.")
     if above is not None and not 0 <= above <= 1:
         raise ConfigError(f"--above must lie in [0, 1], got {above}.")
     opened = open_run(run)
-    data = reload_data(opened, data_source)
-    counts = clean(
-        opened, data, out, action="drop" if action == "drop" else "relabel", least_suspicion=above, force=force
-    )
-    Console(highlight=False).print(
+    with Stages(quiet=quiet) as stages:
+        stages("reading the data", 0)
+        data = reload_data(opened, data_source)
+        stages("writing the rows", 0)
+        counts = clean(
+            opened, data, out, action="drop" if action == "drop" else "relabel", least_suspicion=above, force=force
+        )
+    if as_json:
+        print_json("clean", {"action": action, "file": str(out), **counts})
+        return
+    terminal().print(
         f"{counts['written']:,} rows written to [bold]{escape(str(out))}[/] "
         f"({counts['dropped']:,} dropped, {counts['relabelled']:,} relabelled)."
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,7 +15,7 @@ from whence import __version__
 from whence.audit import CompareSettings, Draw, compare_data
 from whence.audit.bench import Bring
 from whence.audit.comparison import TruthName
-from whence.cli.console import plain
+from whence.cli.console import plain, print_json, terminal
 from whence.cli.options import (
     AsJson,
     Cache,
@@ -97,7 +96,7 @@ def compare_command(
         )  # fmt: skip
     page = _write(found, out)
     if as_json:
-        print(json.dumps({**found, "page": str(page)}, allow_nan=False))
+        print_json("compare", {**found, "page": str(page)})
     else:
         _print(found, page)
 
@@ -153,7 +152,7 @@ def _brief(cost: float) -> str:
 
 def _print(found: dict[str, Any], page: Path) -> None:
     """Print what was judged, the table, and the recommendation."""
-    console = Console(highlight=False)
+    console = terminal()
     truth = found["truth"]
     console.print(f"[dim]{escape(' '.join([truth['what'], *found['said']]))}[/]")
     if truth["ceiling"] is not None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from whence import __version__
 from whence.audit import AgainSettings, LearningSettings, learn_run
 from whence.cli.again import DataSource, ModelAgain, RunFolder, WeightsAgain, opening
+from whence.cli.console import print_json, terminal
 from whence.cli.options import AsJson, Quiet, Seed
 from whence.cli.pages import write_run_page
 from whence.cli.retrain import telling
@@ -42,9 +41,9 @@ def curves_command(
         found = learn_run(opened.run, opened.data, settings, bring=opened.bring, version=__version__, watch=watch)
     page = write_run_page(opened.run, "curves", found, render_learning(found))
     if as_json:
-        print(json.dumps({**found, "page": str(page)}, allow_nan=False))
+        print_json("curves", {**found, "page": str(page)})
         return
-    console, curves = Console(highlight=False), found["curves"]
+    console, curves = terminal(), found["curves"]
     colour = "green" if found["verdict"]["good"] else "yellow"
     console.print(f"[{colour}]●[/] {found['verdict']['sentence']}")
     last = {name: values[-1] for name, values in curves.items() if name != "epoch"}

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from whence import __version__
 from whence.audit import EvaluateSettings, Run, evaluate_run, open_run, reload_data
+from whence.cli.console import print_json, terminal
 from whence.cli.options import AsJson, Cache, KnownErrors, Processes, Quiet, Seed
 from whence.cli.pages import write_run_page
 from whence.cli.retrain import check_places, per_cents, telling
@@ -66,7 +66,7 @@ def evaluate_command(
         found = evaluate_run(opened, data, settings, errors=errors, bring=bring, version=__version__, watch=watch)
     page = _write(found, opened)
     if as_json:
-        print(json.dumps({**found, "page": str(page)}, allow_nan=False))
+        print_json("evaluate", {**found, "page": str(page)})
     else:
         _print(found, page)
 
@@ -115,7 +115,7 @@ def _earlier(path: Path) -> dict[str, Any]:
 
 def _print(found: dict[str, Any], page: Path) -> None:
     """Print what was found, in words."""
-    console = Console(highlight=False)
+    console = terminal()
     told = dict.fromkeys(sentence for part in _PARTS for sentence in found.get(part, {}).get("said", []))
     for sentence in told:
         console.print(f"[dim]{escape(sentence)}[/]")

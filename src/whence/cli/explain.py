@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,16 +9,17 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from whence.audit import Query, Run, explain, open_run, reload_data, reload_task, train_rows_of
 from whence.audit.features import Transform
-from whence.cli.console import number, plain
+from whence.cli.console import Stages, number, plain, print_json, terminal
+from whence.cli.options import AsJson, Quiet
 from whence.cli.pages import check_page
 from whence.cli.usermodel import load_user_model
 from whence.data import LabelledData, ReadOptions, as_examples, read_like
+from whence.data.misses import did_you_mean
 from whence.errors import ConfigError, DataError
 from whence.methods import InfluenceAttribution, load
 from whence.report import render_explanation
@@ -42,7 +42,8 @@ def explain_command(
     weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
     data_source: Annotated[Path | None, typer.Option(help="The audited data, if it was moved.")] = None,
     out: Annotated[Path | None, typer.Option(help="HTML file; by default in the run's folder.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show the training rows that helped and harmed one prediction, with their content and scores in nats.
 
@@ -56,14 +57,18 @@ def explain_command(
         raise ConfigError(f"--features must be zero or positive, got {features}.")
     check_page(out)
     opened = open_run(run)
-    audited = reload_data(opened, data_source)
-    asked, labelled = (audited, True) if data is None else new_rows(opened, audited, data)
-    attribution, inputs, transform = _restore(opened, audited, asked, (model, weights), inside=features > 0)
-    row = 0 if query is None else _row(asked, query)
-    asked_for = Query(rows=asked, inputs=inputs, position=row, labelled=labelled, transform=transform)
-    explanation = explain(opened, audited, attribution, asked_for, measured=as_label, k=k, features=features)
+    with Stages(quiet=quiet) as stages:
+        stages("reading the data", 0)
+        audited = reload_data(opened, data_source)
+        asked, labelled = (audited, True) if data is None else new_rows(opened, audited, data)
+        row = 0 if query is None else _row(asked, query)
+        stages("restoring the model", 0)
+        attribution, inputs, transform = _restore(opened, audited, asked, (model, weights), inside=features > 0)
+        asked_for = Query(rows=asked, inputs=inputs, position=row, labelled=labelled, transform=transform)
+        stages(f"tracing row {plain(str(asked.ids[row]), 40)}", 0)
+        explanation = explain(opened, audited, attribution, asked_for, measured=as_label, k=k, features=features)
     if as_json:
-        print(json.dumps(explanation, allow_nan=False))
+        print_json("explain", explanation)
         return
     target = out or run / f"explain-{_file_name(str(asked.ids[row]))}.html"
     try:
@@ -125,9 +130,8 @@ def _row(data: LabelledData, query: str) -> int:
     """Return the position of an id."""
     found = np.flatnonzero(data.ids.astype(str) == query)
     if len(found) == 0:
-        raise DataError(
-            f"--query must be an id of {data.source or 'the data'}, got {query!r}; ids look like {str(data.ids[0])!r}."
-        )
+        told = did_you_mean(query, map(str, data.ids.tolist())) or f"Ids look like {str(data.ids[0])!r}."
+        raise DataError(f"--query must be an id of {data.source or 'the data'}, got {query!r}. {told}")
     return int(found[0])
 
 
@@ -138,7 +142,7 @@ def _file_name(id_: str) -> str:
 
 def _print(explanation: dict[str, Any], target: Path) -> None:
     """Print the query, both sides, and where the page lies."""
-    console = Console(highlight=False)
+    console = terminal()
     asked = explanation["query"]
     console.print(f"[bold]row {escape(plain(asked['id'], 40))}[/] {escape(_content(asked['content']))}")
     best = asked["probabilities"][0]

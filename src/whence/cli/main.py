@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import typer
-from rich.console import Console
 
 from whence import __version__
 from whence.cli.attack import attack_command
@@ -13,8 +12,10 @@ from whence.cli.audit import audit_command
 from whence.cli.clean import clean_command
 from whence.cli.cleanse import cleanse_command
 from whence.cli.compare import compare_command
-from whence.cli.console import plain
+from whence.cli.console import plain, terminal
 from whence.cli.curves import curves_command
+from whence.cli.decided import retrain_command
+from whence.cli.doctor import doctor_command
 from whence.cli.evaluate import evaluate_command
 from whence.cli.explain import explain_command
 from whence.cli.methods import methods_command
@@ -35,6 +36,9 @@ _STOPPED = "[bold]stopped:[/] nothing was written."
 app = typer.Typer(
     name="whence",
     help="Which training examples caused a prediction, which are mislabelled, what would change without them.",
+    epilog="Results go to standard output (--json: one object on one line), progress and errors to standard error. "
+    "Exit codes: 0 fine, 1 an error, told in one line, 2 wrong usage, 130 stopped by Ctrl-C. "
+    "NO_COLOR=1 turns colours off.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -43,6 +47,7 @@ app = typer.Typer(
 app.command("audit")(audit_command)
 app.command("explain")(explain_command)
 app.command("serve")(serve_command)
+app.command("retrain")(retrain_command)
 app.command("clean")(clean_command)
 app.command("relabel")(relabel_command)
 app.command("prune")(prune_command)
@@ -56,6 +61,7 @@ app.command("mismatch")(mismatch_command)
 app.command("attack")(attack_command)
 app.command("words")(words_command)
 app.command("methods")(methods_command)
+app.command("doctor")(doctor_command)
 
 
 def _version(value: bool) -> None:
@@ -73,9 +79,9 @@ def _root(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error, exit code 2 for usage and 1 otherwise."""
-    errors = Console(stderr=True, highlight=False)
+    errors = terminal(stderr=True)
     try:
-        app()
+        app(prog_name="whence")
     except WhenceError as error:
         errors.print("[bold red]error:[/] ", end="")
         errors.print(plain(str(error), _LONGEST), markup=False, soft_wrap=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from typing import Annotated
 
-import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from whence.cli.console import print_json, terminal
+from whence.cli.options import AsJson, Quiet
 
 __all__ = ["methods_command"]
 
@@ -211,14 +210,15 @@ METHODS = (
 )
 
 
-def methods_command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """List the attribution methods: formula, cost, when to use and when not."""
+def methods_command(as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """List the attribution methods: formula, cost, when to use and when not.
+
+    Example: whence methods --json
+    """
     if as_json:
-        print(json.dumps([asdict(method) for method in METHODS], ensure_ascii=False, indent=1))
+        print_json("methods", {"methods": [asdict(method) for method in METHODS]})
         return
-    console = Console(highlight=False)
+    console = terminal()
     console.print("[dim]audit:  [/] whence audit DATA --method NAME")
     console.print("[dim]library:[/] wh.Influence(curvature=wh.NAME()).fit(task, train)")
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from whence import __version__
 from whence.audit import MismatchSettings, Watch, mismatch_data
-from whence.cli.console import Stages, plain
+from whence.cli.console import Stages, plain, print_json, terminal
 from whence.cli.options import Data, Drop, IdColumn, Label, Quiet, Seed, Split
 from whence.cli.pages import check_page
 from whence.data import ReadOptions, read
@@ -56,14 +54,14 @@ def mismatch_command(
         except OSError as error:
             raise DataError(f"page {str(out)!r} must be writable, got: {error.strerror or error}.") from error
     if as_json:
-        print(json.dumps(found, allow_nan=False))
+        print_json("mismatch", found)
         return
     _print(found, out)
 
 
 def _print(found: dict[str, Any], out: Path | None) -> None:
     """Print the answer, the rows, their features and the weight decays."""
-    console, group, told = Console(highlight=False), found["subgroup"], found["found"]
+    console, group, told = terminal(), found["subgroup"], found["found"]
     name = escape(plain(f"{group['column']} = {group['value']}", 60))
     if told is None:
         console.print(f"All {group['asked']:,} held-out rows with {name} are predicted right.")

@@ -37,6 +37,11 @@ def _known(method: str) -> str:
     return method
 
 
+def _completed(incomplete: str) -> list[str]:
+    """Return the curvatures whose names begin so, for a shell that completes them."""
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
 Data = Annotated[str, typer.Argument(help="csv, tsv, parquet, jsonl, npz, a folder of images by class, ...")]
 Label = Annotated[str | None, typer.Option(help="Column with the labels.")]
 Text = Annotated[str | None, typer.Option(help="Text column, or several joined with commas.")]
@@ -52,7 +57,12 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="Its weights: safetensors, or a state dict.")]
-Method = Annotated[str, typer.Option(help=f"Curvature for influence: {', '.join(METHODS)}.", callback=_known)]
+Method = Annotated[
+    str,
+    typer.Option(
+        help=f"Curvature for influence: {', '.join(METHODS)}.", callback=_known, autocompletion=_completed
+    ),
+]
 KnownErrors = Annotated[str | None, typer.Option(help="Column that marks rows whose label is wrong.")]
 Processes = Annotated[int, typer.Option(help="Processes to train in.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder where trainings are kept; by default in the output.")]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from whence.audit import METHODS, train_rows_of
-from whence.cli.console import Stages, plain
+from whence.cli.console import Stages, plain, print_json, size, terminal
 from whence.cli.options import Data, Drop, IdColumn, Image, Label, Method, Model, Quiet, Seed, Split, Text, Weights
 from whence.cli.usermodel import load_user_model
 from whence.data import LabelledData, ReadOptions, as_examples, read
@@ -49,7 +47,7 @@ def plan_command(
         stages("measuring a few chunks", 0)
         planned = _plan(labelled, model, weights, method, seed)
     if as_json:
-        print(json.dumps(planned.as_dict(), allow_nan=False))
+        print_json("plan", planned.as_dict())
         return
     _print(planned, method)
 
@@ -77,7 +75,7 @@ def _plan(data: LabelledData, spec: str | None, weights: Path | None, method: st
 
 def _print(planned: Plan, method: str) -> None:
     """Print what is attributed, and one line a step."""
-    console = Console(highlight=False)
+    console = terminal()
     console.print(
         f"[bold]{planned.share:.1%}[/] of {planned.trainable:,} parameters attributed, {planned.examples:,} examples, "
         f"{escape(method)} [dim](measured on {planned.measured:,})[/]"
@@ -93,15 +91,6 @@ def _print(planned: Plan, method: str) -> None:
     for name, seconds in planned.seconds.items():
         table.add_row(labels[name], f"{seconds:.3g}", f"{planned.passes[name]:.1f}")
     console.print(table)
-    disk = ", ".join(f"{name} {_bytes(size)}" for name, size in planned.disk.items())
-    console.print(f"memory: {_bytes(planned.peak_bytes)} beside model and data")
+    disk = ", ".join(f"{name} {size(taken)}" for name, taken in planned.disk.items())
+    console.print(f"memory: {size(planned.peak_bytes)} beside model and data")
     console.print(f"disk of an index: {disk}")
-
-
-def _bytes(size: int) -> str:
-    """Return a size with a unit."""
-    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    return f"{value:.3g} {units[0]}"

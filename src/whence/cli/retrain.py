@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from whence.audit import Watch
-from whence.cli.console import Stages
+from whence.cli.console import Stages, terminal
 from whence.errors import ConfigError
 from whence.evaluate.cache import check_cache
 from whence.evaluate.cost import RetrainingCost
@@ -39,7 +37,7 @@ def check_places(out: Path | None, cache: Path | None, kind: str | None = None) 
 @contextmanager
 def telling(quiet: bool, begin: Callable[[], None] = lambda: None) -> Iterator[Watch]:
     """Show progress on standard error, and what retraining will cost; ``begin`` is called before it begins."""
-    told = Console(stderr=True, highlight=False, quiet=quiet)
+    told = terminal(stderr=True, quiet=quiet)
 
     def say(cost: RetrainingCost) -> None:
         told.print(f"retraining: {cost}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +12,7 @@ from rich.table import Table
 from whence import __version__
 from whence.audit import AgainSettings, SourceSettings, source_run
 from whence.cli.again import DataSource, ModelAgain, RunFolder, WeightsAgain, opening
-from whence.cli.console import number, plain
+from whence.cli.console import number, plain, print_json, terminal
 from whence.cli.options import AsJson, Quiet, Seed
 from whence.cli.pages import write_run_page
 from whence.cli.retrain import telling
@@ -51,9 +50,9 @@ def sources_command(
         found = source_run(opened.run, opened.data, settings, bring=opened.bring, version=__version__, watch=watch)
     page = write_run_page(opened.run, "sources", found, render_sources(found))
     if as_json:
-        print(json.dumps({**found, "page": str(page)}, allow_nan=False))
+        print_json("sources", {**found, "page": str(page)})
         return
-    console = Console(highlight=False)
+    console = terminal()
     (_print_groups if found["way"] == "groups" else _print_apart)(console, found)
     for sentence in found["said"]:
         console.print(f"[dim]{escape(sentence)}[/]")

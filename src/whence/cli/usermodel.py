@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from whence.audit import UserModel, train_rows_of
 from whence.data import LabelledData, as_examples
+from whence.data.misses import check_the_path, did_you_mean
 from whence.errors import ConfigError, DataError
 from whence.features import read_tensors
 from whence.tasks import Recipe
@@ -115,7 +116,7 @@ def _made(recipe: Recipe, inputs: Any, data: LabelledData, *, train: bool, seed:
 def _call(path: Path, name: str, data: LabelledData) -> Any:
     """Import the user's file and call the function."""
     if not path.is_file():
-        raise ConfigError(f"--model must name an existing Python file, got {str(path)!r}.")
+        raise ConfigError(f"--model must name an existing Python file, got {str(path)!r}. {check_the_path(path)}")
     found = importlib.util.spec_from_file_location(f"whence_user_{path.stem}", path)
     if found is None or found.loader is None:
         raise ConfigError(f"--model must name a Python file that ends in .py, got {str(path)!r}.")
@@ -125,7 +126,8 @@ def _call(path: Path, name: str, data: LabelledData) -> Any:
         found.loader.exec_module(module)
         function = getattr(module, name, None)
         if not callable(function):
-            raise ConfigError(f"{path} must define a function {name!r}. It is called with the data.")
+            told = did_you_mean(name, vars(module)) or "It is called with the data."
+            raise ConfigError(f"{path} must define a function, got no {name!r}. {told}")
         return function(data)
     except ConfigError:
         raise
@@ -136,7 +138,7 @@ def _call(path: Path, name: str, data: LabelledData) -> Any:
 def _load_weights(model: nn.Module, path: Path) -> None:
     """Load safetensors, or a checkpoint with ``weights_only``."""
     if not path.is_file():
-        raise ConfigError(f"--weights must name an existing file, got {str(path)!r}.")
+        raise ConfigError(f"--weights must name an existing file, got {str(path)!r}. {check_the_path(path)}")
     try:
         state: Any = read_tensors(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         model.load_state_dict(state.get("state_dict", state))

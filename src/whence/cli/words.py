@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from whence import __version__
 from whence.audit import Watch, WordsSettings, count_lists, read_texts, words_data
-from whence.cli.console import Stages, plain
+from whence.cli.console import Stages, plain, print_json, terminal
 from whence.cli.options import IdColumn, Quiet, Seed, Text
 from whence.cli.pages import check_page
 from whence.errors import ConfigError, DataError
@@ -56,7 +55,7 @@ def words_command(
     _check_arguments(data, vectors, (weat, test, near))
     measurement = _measurement(weat, test, near)
     settings = WordsSettings(k=k, seeds=seeds, pairs=_pairs(pairs), seed=seed)
-    console = Console(highlight=False)
+    console = terminal()
     with Stages(quiet=quiet) as stages:
         if vectors is not None:
             words, source = load_words(vectors), str(vectors)
@@ -80,7 +79,7 @@ def words_command(
         except OSError as error:
             raise DataError(f"page {str(out)!r} must be writable, got: {error.strerror or error}.") from error
     if as_json:
-        print(json.dumps(found, allow_nan=False))
+        print_json("words", found)
         return
     _print(console, found, out)
 

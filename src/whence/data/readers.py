@@ -14,6 +14,7 @@ from whence.data.folders import read_image_folder
 from whence.data.frames import from_frame
 from whence.data.huggingface import is_saved_dataset, read_saved_dataset
 from whence.data.labelled import LabelledData
+from whence.data.misses import check_the_path
 from whence.data.options import ReadOptions
 from whence.data.tables import read_csv, read_jsonl, read_parquet
 from whence.errors import DataError
@@ -72,7 +73,7 @@ def read(path: str | Path, options: ReadOptions | None = None) -> LabelledData:
             return read_saved_dataset(path, options) if is_saved_dataset(path) else read_image_folder(path, options)
         size = path.stat().st_size
     except FileNotFoundError as error:
-        raise DataError(f"{path} must exist, got no such file or folder. Check the path.") from error
+        raise DataError(f"{path} must exist, got no such file or folder. {check_the_path(path)}") from error
     except OSError as error:
         raise DataError(f"{path} must be readable, got: {error.strerror}. Check the path.") from error
     if not path.is_file():
@@ -96,7 +97,7 @@ def read_table(path: Path) -> pd.DataFrame | None:
         DataError: The file is missing or cannot be parsed.
     """
     if not path.is_file():
-        raise DataError(f"{path} must exist, got no such file. Check the path.")
+        raise DataError(f"{path} must exist, got no such file. {check_the_path(path)}")
     reader = TABLES.get(_ending(path))
     return None if reader is None else reader(path)[0]
 
