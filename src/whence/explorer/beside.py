@@ -16,7 +16,7 @@ from whence.explorer.site import Site
 __all__ = ["compare_page"]
 
 _LISTED = 12
-_LISTS = {"first": "only this run", "second": "only the other run", "both": "both runs"}
+_LISTS = {"first": "this run alone", "second": "the other run alone", "both": "both runs"}
 
 
 def compare_page(site: Site, given: Mapping[str, str]) -> dict[str, Any]:

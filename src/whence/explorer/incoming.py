@@ -48,13 +48,14 @@ def field_name(place: int) -> str:
 def _field(cells: pd.Series[Any], place: int, position: int | None) -> dict[str, Any]:
     number = cells.dtype.kind == "f"
     known = cells.dropna()
+    start: Any
     if position is not None:
         start = cells.iat[position]
     elif known.empty:
         start = None
     else:
         start = known.median() if number else known.mode().iat[0]
-    missing = start is None or start != start  # NaN is not itself
+    missing = bool(pd.isna(start))
     values = [] if number else sorted({str(value) for value in known.value_counts().index[:_CHOICES]})
     return {
         "name": str(cells.name),

@@ -89,6 +89,14 @@ class Oracle:
             asked = Query(rows=rows, inputs=inputs.make(rows), position=0, labelled=labelled)
             return explain(self.opened.run, self.opened.data, attribution, asked, measured=measured, k=k)
 
+    def self_influence(self) -> Array:
+        """Return the self-influence of every row [N]; NaN for rows that were not trained on. One pass."""
+        with self._lock:
+            signal = self._load()[0].self_scores()
+        values = np.full(len(self.opened), np.nan)
+        values[[self.opened.positions[str(one)] for one in signal.ids.tolist()]] = signal.values
+        return values
+
     def effects(self, position: int, k: int = 8) -> dict[str, Any] | None:
         r"""Return the training rows whose own loss a training row helps and harms most.
 

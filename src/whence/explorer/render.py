@@ -57,4 +57,4 @@ def _row_link(id_: str) -> str:
 
 def _in_words(name: str) -> str:
     """A name of a column or signal as a person reads it."""
-    return name.replace("_", " ")
+    return name.replace("self_influence", "self-influence").replace("_", " ")

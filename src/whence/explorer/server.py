@@ -25,6 +25,8 @@ from whence.explorer.site import Site
 
 __all__ = ["ServeSettings", "open_site", "serve"]
 
+_SELF = "self_influence"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
@@ -72,6 +74,9 @@ def open_site(
     run = open_run(folder)
     opened = Opened.of(run, reload_data(run, data_source))
     own = None if bring is None else bring(opened)
+    oracle = Oracle(opened, own)
+    if _SELF not in opened.frame and oracle.missing is None:  # a run with a split keeps none in its list
+        opened.frame[_SELF] = oracle.self_influence()
     decisions = Decisions(run.folder, opened.data.fingerprint)
 
     def work(watch: Watch) -> dict[str, Any]:
@@ -81,7 +86,7 @@ def open_site(
         return retrain_run(run, opened.data, settings, bring=found, version=version, watch=watch)
 
     return Site(
-        opened=opened, decisions=decisions, oracle=Oracle(opened, own), retraining=Retraining(run.folder, work),
+        opened=opened, decisions=decisions, oracle=oracle, retraining=Retraining(run.folder, work),
         against=None if against is None else open_run(against), edit=edit,
     )  # fmt: skip
 

@@ -69,6 +69,8 @@
     return size >= 1e4 || size < 1e-3 ? value.toExponential(0).replace("e+", "e") : String(Number(value.toPrecision(3)));
   }
 
+  function words(name) { return name.replace("self_influence", "self-influence").replace(/_/g, " "); }
+
   function colour(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 
   function box() {
@@ -141,7 +143,7 @@
       c.beginPath(); c.moveTo(x, area.y); c.lineTo(x, area.y + area.h); c.stroke();
       c.fillText(text(value), x, area.y + area.h + 16);
     });
-    c.fillText(found.x.name.replace(/_/g, " "), area.x + area.w / 2, area.y + area.h + 34);
+    c.fillText(words(found.x.name), area.x + area.w / 2, area.y + area.h + 34);
     c.textAlign = "right";
     places.sy.ticks().forEach(function (value) {
       var y = area.y + (1 - places.sy.to(value)) * area.h;
@@ -152,7 +154,7 @@
     c.translate(12, area.y + area.h / 2);
     c.rotate(-Math.PI / 2);
     c.textAlign = "center";
-    c.fillText(found.y.name.replace(/_/g, " "), 0, 0);
+    c.fillText(words(found.y.name), 0, 0);
     c.restore();
   }
 
