@@ -58,8 +58,9 @@ def method(name: str) -> str:
     if one is None:
         raise KeyError(f"whence methods knows no {name!r}")
     call = f"`whence audit DATA {one.call}`" if one.call.startswith("--") else f"`{one.call}`"
+    formula = re.sub(r"(?<=\S)_([A-Za-z]+)", r"<sub>\1</sub>", one.formula)
     return (
-        f'<div class="equation">{one.formula}</div>\n\n'
+        f'<div class="equation">{formula}</div>\n\n'
         f"| | |\n| --- | --- |\n| **Call** | {call} |\n| **Cost** | {one.cost} |\n"
         f"| **Use it for** | {one.use} |\n| **Beware** | {one.caution} |\n"
     )

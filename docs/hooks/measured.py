@@ -122,7 +122,8 @@ def detectors(*methods: str) -> str:
     rows = []
     for name in methods:
         entries = [found.get(name) for found in shown.values()]
-        rows.append([name, *("" if e is None else f"{e['auc']:.3f} / {e['average_precision']:.3f}" for e in entries)])
+        pairs = ("" if e is None else f"{e['auc']:.3f}&nbsp;/&nbsp;{e['average_precision']:.3f}" for e in entries)
+        rows.append([name, *pairs])
     about = "AUC / average precision at finding wrong labels: a tenth flipped, on CIFAR-10N the errors of people."
     return table(["", *REGIMES.values()], rows) + provenance("detectors_mnist_memorised", about)
 

@@ -24,6 +24,6 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
     def fill(call: re.Match[str]) -> str:
         text = (ROOT / call[1]).read_text("utf-8")
-        return re.sub(r"\A(?:<!--.*?-->\s*)?# .*\n", "", text, flags=re.DOTALL)
+        return re.sub(r"\A(?:<!--.*?-->\s*)?# [^\n]*\n", "", text, flags=re.DOTALL)
 
     return CALL.sub(fill, markdown)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,8 +10,6 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 pytest.importorskip("mkdocs", reason="the site's builder comes with the docs extra")
-sys.path.insert(0, str(Path(__file__).parent))
-
 from pages import DOCS, ROOT, Block, blocks, check_command, commands, run, same
 
 from whence.cli.methods import METHODS
@@ -81,6 +78,12 @@ def test_links_to_elsewhere_are_encrypted_and_nothing_is_fetched(site: dict[Path
         away = {link for link in read.links if urlsplit(link).scheme and not link.startswith("data:")}
         assert all(link.startswith("https://") for link in away), (page, away)
         assert not {link for link in read.fetched if urlsplit(link).scheme in ("http", "https")}, page
+
+
+def test_files_of_the_repository_are_shown_to_their_end(site: dict[Path, Links]) -> None:
+    folder = next(page for page in site if page.name == "404.html").parent
+    ends = {"measured.html": "Gates", "changes.html": "0.1.0", "data.html": "MIT licence of Fashion-MNIST"}
+    assert all(end in (folder / name).read_text("utf-8") for name, end in ends.items())
 
 
 def test_no_call_of_a_hook_is_left(site: dict[Path, Links]) -> None:
