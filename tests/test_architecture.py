@@ -19,17 +19,18 @@ CORE = {"data", "tasks", "gradients", "curvature", "features", "scores", "method
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "data": set(),
+    "notebook": set(),
     "engines": set(),
     "tasks": {"data"},
     "gradients": {"tasks", "data"},
     "curvature": {"gradients", "tasks", "data"},
     "features": {"data"},
-    "scores": {"data"},
-    "methods": (CORE - {"methods"}) | {"index"},
+    "scores": {"data", "notebook"},
+    "methods": (CORE - {"methods"}) | {"index", "notebook"},
     "index": {"features", "scores", "data"},
     "pipeline": CORE | {"engines", "index"},
-    "uses": {"scores", "data", "tasks", "gradients", "curvature"},
-    "evaluate": {"scores", "data", "tasks", "methods", "uses", "pipeline"},
+    "uses": {"scores", "data", "tasks", "gradients", "curvature", "notebook"},
+    "evaluate": {"scores", "data", "tasks", "methods", "uses", "pipeline", "notebook"},
     "report": {"scores", "data", "uses", "evaluate"},
     "explorer": {"report", "index", "uses", "tasks", "pipeline", "data", "gradients", "methods", "audit"},
 }
@@ -41,7 +42,7 @@ HEAVY = [
     "plotly", "jinja2", "typer", "starlette", "fastapi", "uvicorn", "ray", "transformers", "datasets", "peft",
     "torchvision", "matplotlib", "IPython", "faiss", "xgboost",
 ]  # fmt: skip
-OPTIONAL = {"datasets", "transformers", "peft", "ray", "faiss"}
+OPTIONAL = {"datasets", "transformers", "peft", "ray", "faiss", "plotly"}
 
 
 def room_of(module: str) -> str:

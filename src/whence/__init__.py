@@ -146,6 +146,7 @@ from whence.uses.learning_curves import SeenUnseen
 from whence.uses.mismatch import DomainMismatch, domain_mismatch
 from whence.uses.prune import prune, prune_iteratively
 from whence.uses.relabel import otsu_threshold, relabel
+from whence.uses.show import ShownSuspects, show
 from whence.uses.sources import SourceSeparation, separate_sources, split_sources
 from whence.uses.tokens import Tokens, class_based_tokens, tokens
 from whence.uses.weat import WEAT, WEATPValue
@@ -232,6 +233,7 @@ __all__ = [
     "RunFormatError",
     "Scores",
     "SeenUnseen",
+    "ShownSuspects",
     "Signal",
     "Similarity",
     "SkipGram",
@@ -299,6 +301,7 @@ __all__ = [
     "sample_references",
     "sample_subsets",
     "separate_sources",
+    "show",
     "split_sources",
     "stability",
     "tokens",

@@ -10,8 +10,11 @@ import pandas as pd
 from torch import Tensor
 
 from whence.errors import ConfigError
+from whence.notebook import figures, scores_html, signal_html
 
 __all__ = ["Scores", "Signal"]
+
+_SHOWN_QUERIES, _SHOWN = 5, 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,6 +49,42 @@ class Scores:
         """Return counts, unit and range in one line."""
         counts = f"{len(self.query_ids):,} queries × {len(self.ids):,} examples"
         return f"Scores({counts}, {_told(_array(self.values), self)})"
+
+    def _repr_html_(self) -> str:
+        """Return the first queries' extremes for a notebook."""
+        first = slice(0, _SHOWN_QUERIES)
+        errors = None if self.standard_error is None else self.standard_error[first]
+        shown = Scores(values=self.values[first], query_ids=self.query_ids[first], ids=self.ids, unit=self.unit,
+                       standard_error=errors)  # fmt: skip
+        counts = (len(self.query_ids), len(self.ids))
+        return scores_html(shown.top(_SHOWN), shown.bottom(_SHOWN), counts=counts, unit=self.unit)
+
+    def plot(self, query: Any = None, k: int = 10) -> Any:
+        """Draw the k examples whose removal raises a query's measurement the most, and the k that lower it.
+
+        Args:
+            query: Id of a query; None for the first.
+            k: Examples on each side.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            ConfigError: There is no such query.
+            MissingExtraError: plotly is not installed (extra ``notebook``).
+        """
+        found = np.flatnonzero(self.query_ids == query) if query is not None else np.arange(len(self.query_ids))[:1]
+        if not len(found):
+            known = ", ".join(map(repr, self.query_ids[:5].tolist()))
+            raise ConfigError(f"query must be the id of a query, got {query!r}. Ids begin with {known}.")
+        row = int(found[0])
+        values = _array(self.values[row])
+        order = np.argsort(-values, kind="stable")
+        kept = order if len(order) <= 2 * k else np.concatenate([order[:k], order[-k:]])
+        errors = None if self.standard_error is None else _array(self.standard_error[row])[kept]
+        title = f"Scores for query {self.query_ids[row]}"
+        axis = f"change of the measurement on removal, {self.unit}" if self.unit else "score (ranks only)"
+        return figures.bars(self.ids[kept].tolist(), values[kept], errors, title=title, axis=axis)
 
     def top(self, k: int = 10) -> pd.DataFrame:
         """Return, for every query, the k examples whose removal raises the measurement the most.
@@ -121,6 +160,35 @@ class Signal:
         """Return name, count, unit and range in one line."""
         return f"Signal({self.name!r}, {len(self.ids):,} examples, {_told(np.asarray(self.values), self)})"
 
+    def _repr_html_(self) -> str:
+        """Return spread and extremes for a notebook."""
+        errors = None if self.standard_error is None else np.asarray(self.standard_error)
+        return signal_html(np.asarray(self.values), self.ids, name=self.name, unit=self.unit, errors=errors)
+
+    def plot(self, against: Signal | None = None) -> Any:
+        """Draw how the values are spread, or each beside its example's value of another signal.
+
+        Args:
+            against: A signal of the same examples, in any order; it goes along the other axis.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            ConfigError: The signals are of different examples.
+            MissingExtraError: plotly is not installed (extra ``notebook``).
+        """
+        values = np.asarray(self.values, dtype=float)
+        if against is None:
+            return figures.histogram(values, title=self.name, axis=_axis(self))
+        if len(against) != len(self) or set(against.ids.tolist()) != set(self.ids.tolist()):
+            raise ConfigError(
+                f"against must be a signal of the same examples, got {against!r}. Select the same ids of both first."
+            )
+        other = against.to_series().reindex(self.ids).to_numpy(float)
+        title = f"{self.name} against {against.name}"
+        return figures.cloud(other, values, self.ids.tolist(), title=title, axes=(_axis(against), _axis(self)))
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Return the values as an array, so that NumPy functions take a signal."""
         return np.array(self.values, dtype=dtype, copy=copy)
@@ -150,6 +218,11 @@ def _array(values: Tensor) -> np.ndarray:
     found = values.detach().cpu()
     array: np.ndarray = (found.float() if found.element_size() == 2 else found).numpy()
     return array
+
+
+def _axis(signal: Signal) -> str:
+    """Return a signal's name with its unit."""
+    return f"{signal.name}, {signal.unit}" if signal.unit else signal.name
 
 
 def _told(values: np.ndarray, of: Scores | Signal) -> str:

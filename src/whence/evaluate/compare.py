@@ -15,6 +15,7 @@ from whence.data import Examples
 from whence.errors import ConfigError, WhenceError
 from whence.evaluate.statistics import Interval
 from whence.evaluate.truths import Judgement, Truth
+from whence.notebook import card, figures, listing, number
 from whence.scores import Scores, Signal
 from whence.tasks import Task
 
@@ -24,6 +25,7 @@ _CLOSE = 2.0  # costs within this factor count as equal: seconds vary from run t
 _NEARLY, _MUCH = 0.9, 5.0  # a much cheaper method that is nearly as accurate is named too
 _MORE = "Use more subsets, seeds, queries or errors before choosing one."
 _CHUNK = 128
+_LEAST_PASSES = 1e-3  # on a logarithmic axis
 _TIMED = 3
 
 
@@ -96,6 +98,38 @@ class Comparison:
         """Return the recommendation and counts in one line."""
         judged = f"{len(self.entries)} methods by {self.figure}"
         return f"Comparison({judged}, recommended: {self.recommended or 'none, for none beats chance'})"
+
+    def _repr_html_(self) -> str:
+        """Return the table and the recommendation for a notebook."""
+        judged = [entry for entry in self.entries if entry.accuracy is not None]
+        rows = [
+            (entry.name + (" (baseline)" if entry.baseline else ""), number(entry.accuracy.value),
+             f"{number(entry.accuracy.low)} to {number(entry.accuracy.high)}", number(entry.passes),
+             number(entry.seconds))
+            for entry in judged if entry.accuracy is not None
+        ]  # fmt: skip
+        chosen = [place for place, entry in enumerate(judged) if entry.name == self.recommended]
+        table = listing(("method", self.figure, "95 % interval", "passes", "seconds"), rows, chosen=chosen)
+        left = [f"{entry.name} does not apply: {entry.note}" for entry in self.entries if entry.accuracy is None]
+        return card(f"Which method? · by {self.figure}", [table], [self.reason, *left])
+
+    def plot(self) -> Any:
+        """Draw accuracy, with intervals, over cost in plain passes; what is recommended is dark.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            MissingExtraError: plotly is not installed (extra ``notebook``).
+        """
+        judged = [entry for entry in self.entries if entry.accuracy is not None]
+        held = [entry.accuracy for entry in judged if entry.accuracy is not None]
+        value, low, high = (np.array([getattr(one, end) for one in held]) for end in ("value", "low", "high"))
+        x = np.array([max(entry.passes, _LEAST_PASSES) for entry in judged])
+        chosen = np.array([entry.name == self.recommended for entry in judged], dtype=bool)
+        names = [entry.name for entry in judged]
+        axes = ("cost, plain forward+backward passes", self.figure)
+        return figures.intervals(names, x, (value, low, high), chosen, title=f"{self.figure} against cost", axes=axes)
 
     def to_frame(self) -> pd.DataFrame:
         """Return a frame: one row a method, in order; accuracy with its interval, cost, whether nothing beats it."""

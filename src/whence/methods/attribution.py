@@ -33,6 +33,7 @@ from whence.methods.corrected import Correction, LeaveOneOut, correct
 from whence.methods.packed import query_parts
 from whence.methods.plan import Plan, plan_of
 from whence.methods.saved import decay_settings, loss_name, save
+from whence.notebook import attribution_html
 from whence.scores import Scores, Signal
 from whence.tasks import Loss, Task
 
@@ -77,6 +78,10 @@ class InfluenceAttribution:
         """Return curvature and counts."""
         curvature = type(self.config.curvature).__name__
         return f"InfluenceAttribution({curvature}, {len(self.examples):,} examples, {self.coverage.counted})"
+
+    def _repr_html_(self) -> str:
+        """Return what was fitted for a notebook."""
+        return attribution_html(repr(self), self.summary())
 
     @property
     def ids(self) -> np.ndarray:
