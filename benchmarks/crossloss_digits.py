@@ -1,17 +1,22 @@
 """Cross-loss influence on MNIST: a clustering, an auto-encoder and a contrastive encoder, asked with labels.
 
-    python benchmarks/crossloss_digits.py [--parts clustering auto-encoder contrastive] [--threads 1] [--tiny]
+    python benchmarks/crossloss_digits.py [--parts clustering contrastive …] [--threads 1] [--tiny]
 
-Three models are trained without labels, in float64 until the gradient vanishes, on images of 14 × 14 pixels:
+Three models are trained without labels, in float64 until the gradient vanishes, on images of 14 × 14 pixels,
+in part of 7 × 7:
 
-- deep embedded clustering (KL to a frozen target distribution), measured by −log q of a held-out image's cluster;
+- deep embedded clustering (KL to a frozen target distribution), measured by −log q of a held-out image's cluster; once
+  more of half the images at 7 × 7 pixels, in groups of 2 % for 5 % and one by one;
 - an auto-encoder (squared error), measured by the cross-entropy of a supervised linear probe on its code;
-- a contrastive encoder (every image's own two views against four fixed views of other images, drawn once by seed, so
-  that each training loss is its own), measured by a probe on its embedding.
+- a contrastive encoder (every image's own two views against eight fixed views of other images, drawn once by seed, so
+  that each training loss is its own), measured twice: by a ridge probe that is fitted anew to the codes wherever the
+  encoder is (`wh.RidgeProbe`), and by a fixed probe; images of 7 × 7 pixels, which the exact Hessian can be had for.
 
-A probe is fitted once to the codes of the training images and held *fixed*: retraining moves the encoder under it.
-Groups of the training images (random ones, and ones of a single digit) are removed, the model trained again on
-its own loss, and the change of the measurements compared with the prediction.
+A *fixed* probe is fitted once to the codes of the training images: retraining moves the encoder under it. Rotating the
+codes changes no contrastive loss, but everything that a fixed probe says. Groups of the training images (random ones,
+and ones of a single digit) are removed, the model trained again on its own loss, and the change of the measurements
+compared with the prediction; for the contrastive encoder single images too, those that are predicted to matter most
+and random ones.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,11 +36,14 @@ from torch import Tensor, nn
 import support
 import tables
 import whence as wh
+from whence.evaluate.measurements import Several
 
-PARTS = ("clustering", "auto-encoder", "contrastive")
+PARTS = ("clustering", "small-clustering", "auto-encoder", "contrastive")
 ASKED, HELD = 8, 500
 GRADIENT_NORM = 1e-6
-NEGATIVES = 4
+NEGATIVES = 8
+RIDGE = 1e-2
+DENSE = 1500  # parameters up to which the Hessian is had as a matrix, which takes no damping for a solver to stop
 BEFORE = {"learning_rate": 3e-3, "schedule": "cosine", "batch_size": 64}  # of Adam, before L-BFGS
 TOLERANCE = 1e-3
 INNER = wh.EKFAC(damping=0.0)
@@ -51,6 +60,8 @@ class Plan:
         groups: Random groups; five of a digit each come to them.
         damping: Of the exact Hessian. Rotating an embedding changes no loss, but what a fixed probe makes of it: in
             these directions the Hessian is 0 and the measurement's gradient is not.
+        singles: Single images that matter most, and as many random ones, that are removed too.
+        pixels: Of an image's side.
     """
 
     rows: int
@@ -58,10 +69,14 @@ class Plan:
     share: float
     groups: int
     damping: float
+    singles: int = 0
+    pixels: int = 14
 
-    def curvatures(self) -> dict[str, Any]:
+    def curvatures(self, parameters: int) -> dict[str, Any]:
         """Return the curvatures that are compared."""
-        hessian = wh.CG(damping=self.damping, hessian=True, tolerance=TOLERANCE, preconditioner=INNER)
+        hessian: Any = wh.Exact(damping=self.damping, hessian=True) if parameters <= DENSE else wh.CG(
+            damping=self.damping, hessian=True, tolerance=TOLERANCE, preconditioner=INNER
+        )  # fmt: skip
         return {
             "exact Hessian": hessian,
             "Gauss-Newton": wh.CG(damping=0.0, tolerance=TOLERANCE, preconditioner=INNER),
@@ -71,19 +86,20 @@ class Plan:
 
 PLANS = {
     "clustering": Plan(rows=2000, weight_decay=5e-4, share=0.05, groups=8, damping=0.0),
+    "small-clustering": Plan(rows=1000, weight_decay=5e-4, share=0.02, groups=8, damping=1e-6, singles=10, pixels=7),
     "auto-encoder": Plan(rows=1000, weight_decay=3e-3, share=0.02, groups=6, damping=0.0),
-    "contrastive": Plan(rows=600, weight_decay=3e-3, share=0.02, groups=6, damping=1e-4),
+    "contrastive": Plan(rows=1000, weight_decay=0.02, share=0.02, groups=6, damping=1e-5, singles=10, pixels=7),
 }
 
 
 @dataclass(frozen=True)
 class Story:
-    """A model that was trained without labels, and what is asked of it."""
+    """A model that was trained without labels, and what is asked of it: measurements by what is added to a name."""
 
     recipe: wh.Recipe
     model: nn.Module
     train: wh.Examples
-    measurement: Any
+    measurements: dict[str, Any]
     queries: wh.Examples
     told: dict[str, float]
 
@@ -118,25 +134,64 @@ def measured(report: support.Report, part: str, tiny: bool) -> None:
     groups = chosen(y, 1 if tiny else plan.groups, plan.share)
     size = sum(p.numel() for p in story.model.parameters())
     report.settings |= {"rows": len(x), "groups": len(groups), "parameters": size}
-    retraining = wh.Retraining(recipe=story.recipe, start=story.model, measurement=story.measurement)
+    sets = {"": groups}
+    tasks = {asked: story.recipe.task(story.model, one) for asked, one in story.measurements.items()}
+    if plan.singles:
+        ranking = wh.Influence(curvature=INNER).fit(next(iter(tasks.values())), story.train).scores(story.queries)
+        sets[", single images"] = ranked(ranking, 1 if tiny else plan.singles)
     with support.Clock() as clock:
-        actual = wh.leave_group_out(retraining, story.train, story.queries, groups).values.numpy()
-    report.figures["retraining"] = {"seconds": clock.wall, "largest_change": float(np.abs(actual).max())}
-    task = story.recipe.task(story.model, story.measurement)
-    for name, curvature in plan.curvatures().items():
-        try:
-            with support.Clock() as clock:
-                attribution = wh.Influence(curvature=curvature).fit(task, story.train)
-                predicted = attribution.group_scores(groups, story.queries).values.numpy()
-        except wh.NumericalError as error:  # a Hessian with a negative direction: the point is no minimum
-            report.figures[name] = {"refused": str(error)}
-        else:
-            report.figures[name] = {**agreement(predicted, actual), "seconds": clock.wall}
-        print(f"  {name}: {report.figures[name]}", flush=True)
-    best = report.figures["exact Hessian"]
-    what = f"digits, {part}: predicted with the exact Hessian against real group removal, all pairs"
-    report.gate(f"{what}, r", best.get("r_all"), low=0.8)
-    report.gate(f"{what}, slope of actual on predicted", best.get("slope_all"), low=0.7, high=1.4)
+        actual = retrained(story, [ids for one in sets.values() for ids in one.values()])
+    report.figures["retraining"] = {"seconds": clock.wall}
+    for (asked, task), changes in zip(tasks.items(), actual, strict=True):
+        report.figures["retraining"][f"largest_change{asked}"] = float(np.abs(changes).max())
+        for name, curvature in plan.curvatures(size).items():
+            compared(report, (name, asked), wh.Influence(curvature=curvature), (task, story, changes), sets)
+        for removed in sets:
+            judged(report, f"{part}{asked}", "single" if removed else "group", f"exact Hessian{asked}{removed}")
+
+
+def retrained(story: Story, removed: list[list[Any]]) -> np.ndarray:
+    """Return what training again does to every measurement [R, Q, sets]."""
+    together = Several(tuple(story.measurements.values()))
+    retraining = wh.Retraining(recipe=story.recipe, start=story.model, measurement=together)
+    measured = retraining.measure(story.train, story.queries, [[], *removed])[:, 0].numpy()  # [1 + sets, R·Q]
+    changes: np.ndarray = (measured[1:] - measured[0]).reshape(len(removed), len(together.parts), -1)
+    return changes.transpose(1, 2, 0)
+
+
+def compared(
+    report: support.Report, names: tuple[str, str], method: wh.Influence, truth: tuple[wh.Task, Story, np.ndarray],
+    sets: dict[str, dict[str, list[Any]]],
+) -> None:  # fmt: skip
+    """Predict with one curvature and note how every set of removals agrees with training again."""
+    (name, asked), (task, story, actual) = names, truth
+    together = {group: ids for one in sets.values() for group, ids in one.items()}
+    try:
+        with support.Clock() as clock:
+            predicted = method.fit(task, story.train).group_scores(together, story.queries)
+    except wh.NumericalError as error:  # a Hessian with a negative direction: the point is no minimum
+        found: Any = [{"refused": str(error)} for _ in sets]
+    else:
+        values, columns = predicted.values.numpy(), [np.isin(predicted.ids, list(one)) for one in sets.values()]
+        found = [{**agreement(values[:, c], actual[:, c]), "seconds": clock.wall} for c in columns]
+    for removed, figures in zip(sets, found, strict=True):
+        report.figures[f"{name}{asked}{removed}"] = figures
+        print(f"  {name}{asked}{removed}: {figures}", flush=True)
+
+
+def judged(report: support.Report, what: str, removed: str, key: str) -> None:
+    """Judge correlation and slope of the exact Hessian."""
+    best = report.figures[key]
+    told = f"digits, {what}: predicted with the exact Hessian against real {removed} removal, all pairs"
+    report.gate(f"{told}, r", best.get("r_all"), low=0.8)
+    report.gate(f"{told}, slope of actual on predicted", best.get("slope_all"), low=0.7, high=1.4)
+
+
+def ranked(scores: wh.Scores, count: int) -> dict[str, list[Any]]:
+    """Return the images that matter most to all queries together, and other random ones, each a group of its own."""
+    order = np.argsort(-scores.values.abs().sum(0).numpy())
+    rows = [*order[:count], *np.random.default_rng(1).permutation(order[count:])[:count]]
+    return {f"image {scores.ids[row]}": [scores.ids[row]] for row in rows}
 
 
 def digits(count: int, tiny: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -160,11 +215,20 @@ def chosen(labels: Tensor, count: int, share: float) -> dict[str, list[int]]:
     return groups
 
 
-def clustering(x: Tensor, y: Tensor, held: Tensor, held_labels: Tensor, epochs: int) -> Story:
+def small_clustering(x: Tensor, y: Tensor, held: Tensor, held_labels: Tensor, epochs: int) -> Story:
+    """The same of images of 7 × 7 pixels, 8 units and a code of 6."""
+    return clustering(halved(x), y, halved(held), held_labels, epochs, "small-clustering", (8, 6))
+
+
+def clustering(
+    x: Tensor, y: Tensor, held: Tensor, held_labels: Tensor, epochs: int, part: str = "clustering",
+    sizes: tuple[int, int] = (16, 10),
+) -> Story:  # fmt: skip
     """Deep embedded clustering, its encoder first trained as an auto-encoder."""
-    start = wh.Recipe(build=lambda: AutoEncoder(16, 10, nn.Tanh()), loss="mse", epochs=epochs, **BEFORE).train((x, x))
+    build = partial(AutoEncoder, *sizes, nn.Tanh(), x.shape[1])
+    start = wh.Recipe(build=build, loss="mse", epochs=epochs, **BEFORE).train((x, x))
     assert isinstance(start, AutoEncoder)
-    decay = PLANS["clustering"].weight_decay
+    decay = PLANS[part].weight_decay
     found = wh.train_clustering(
         x, encoder=start.encoder, clusters=10, weight_decay=decay, epochs=5, learning_rate=1e-3,
         gradient_norm=GRADIENT_NORM,
@@ -176,18 +240,18 @@ def clustering(x: Tensor, y: Tensor, held: Tensor, held_labels: Tensor, epochs: 
         "clusters_that_are_the_digit": float(counts[pairs].sum()) / len(y),
         "confidence": float(found.memberships().max(1).values.mean()),
     }  # fmt: skip
-    return Story(found.recipe, found.model, found.examples, "cross_entropy", found.questions(held[:ASKED]), told)
+    return Story(found.recipe, found.model, found.examples, {"": "cross_entropy"}, found.questions(held[:ASKED]), told)
 
 
 class AutoEncoder(nn.Module):
     """Encoder and decoder of one hidden layer, or of none."""
 
-    def __init__(self, width: int, code: int | None, activation: nn.Module) -> None:
+    def __init__(self, width: int, code: int | None, activation: nn.Module, size: int = 196) -> None:
         super().__init__()
-        layers = [nn.Linear(196, width), activation]
+        layers = [nn.Linear(size, width), activation]
         self.encoder = nn.Sequential(*layers, *([] if code is None else [nn.Linear(width, code)])).double()
         back: list[nn.Module] = [] if code is None else [nn.Linear(code, width), activation]
-        self.decoder = nn.Sequential(*back, nn.Linear(width, 196)).double()
+        self.decoder = nn.Sequential(*back, nn.Linear(width, size)).double()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the images again [B, 196]."""
@@ -201,7 +265,7 @@ class AutoEncoder(nn.Module):
 
 
 class Contrastive(nn.Module):
-    """Called on views [B, 2 + M, 196]: the inner products of the first embedding with all others.
+    """Called on views [B, 2 + M, 49]: the inner products of the first embedding with all others.
 
     Not cosines: a loss of normalised embeddings does not see their scale, weight decay takes the weights to zero, and
     there is no minimum to be trained to.
@@ -209,15 +273,15 @@ class Contrastive(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(196, 16), nn.Tanh(), nn.Linear(16, 8)).double()
+        self.encoder = nn.Sequential(nn.Linear(49, 16), nn.Tanh(), nn.Linear(16, 4)).double()
 
     def forward(self, views: Tensor) -> Tensor:
         """Return logits [B, 1 + M]; the second view is the right one, class 0."""
-        embedded = self.embed(views)  # [B, 2 + M, 8]
+        embedded = self.embed(views)  # [B, 2 + M, 4]
         return (embedded[:, 1:] * embedded[:, :1]).sum(2)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return embeddings [..., 8]."""
+        """Return embeddings [..., 4]."""
         embedded: Tensor = self.encoder(x)
         return embedded
 
@@ -237,8 +301,14 @@ def contrastive(x: Tensor, y: Tensor, held: Tensor, held_labels: Tensor, epochs:
     generator = np.random.default_rng(0)
     others = generator.integers(0, len(x), (len(x), NEGATIVES))
     views = [seen(x, generator), seen(x, generator), *(seen(x[others[:, k]], generator) for k in range(NEGATIVES))]
-    train = torch.stack(views, 1), torch.zeros(len(x), dtype=torch.long)
-    return probed(Contrastive, "contrastive", train, "cross_entropy", (x, y, held, held_labels), epochs)
+    train = halved(torch.stack(views, 1)), torch.zeros(len(x), dtype=torch.long)
+    labelled = halved(x), y, halved(held), held_labels
+    return probed(Contrastive, "contrastive", train, "cross_entropy", labelled, epochs)
+
+
+def halved(x: Tensor) -> Tensor:
+    """Return images [..., 49] of [..., 196]."""
+    return x.reshape(*x.shape[:-1], 7, 2, 7, 2).mean((-3, -1)).flatten(-2)
 
 
 def seen(x: Tensor, generator: np.random.Generator) -> Tensor:
@@ -273,7 +343,12 @@ def probed(
     with torch.no_grad():
         right = (held_codes @ weight.T + bias).argmax(1) == held_labels
     queries = wh.as_examples((held[:ASKED], held_labels[:ASKED]))
-    return Story(recipe, model, examples, measure, queries, {"probe_accuracy": float(right.double().mean())})
+    told = {"probe_accuracy": float(right.double().mean())}
+    if part == "auto-encoder":
+        return Story(recipe, model, examples, {"": measure}, queries, told)
+    refitted = wh.RidgeProbe((x, y), codes=lambda model, x: model.embed(x), weight_decay=RIDGE)
+    measurements = {", refitted probe": refitted, ", fixed probe": measure}
+    return Story(recipe, model, examples, measurements, queries, told)
 
 
 def agreement(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
@@ -287,7 +362,12 @@ def agreement(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
     }  # fmt: skip
 
 
-STORIES = {"clustering": clustering, "auto-encoder": auto_encoder, "contrastive": contrastive}
+STORIES = {
+    "clustering": clustering,
+    "small-clustering": small_clustering,
+    "auto-encoder": auto_encoder,
+    "contrastive": contrastive,
+}
 
 if __name__ == "__main__":
     main()

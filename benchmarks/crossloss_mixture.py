@@ -5,7 +5,9 @@
 Deep embedded clustering of 3 × 50 points in the plane, network 2 → 12 → 12, trained on KL to a frozen target
 distribution until the gradient vanishes. Measured: −log q of the cluster of new points. Every training point is left
 out in turn and the network trained again *on KL* (warm start, the others' targets as they were). Beside it the scores
-of a matched loss: the same weights, as if they had been trained on the measurement itself.
+of a matched loss: the same weights, as if they had been trained on the measurement itself, with the Gauss-Newton matrix
+and with its exact Hessian. Of that loss the weights are no minimum: its Hessian takes the least damping of a list that
+makes it definite.
 
 ReLUs have kinks: minima lie on them, no gradient vanishes there, and no removal has a derivative. So the activation is
 softplus(β) with β = 10, within .07 of a ReLU; β = 50 (within .014) beside it, and the gradient norm at which the same
@@ -34,7 +36,8 @@ CENTRES = ((0.0, 2.0), (-1.7, -1.0), (1.7, -1.0))
 ACTIVATIONS: dict[str, nn.Module] = {
     "softplus, β = 10": nn.Softplus(10.0, threshold=1e9), "softplus, β = 50": nn.Softplus(50.0, threshold=1e9),
 }  # fmt: skip
-KEYS = ("exact Hessian", "Gauss-Newton", "matched loss")
+DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+KEYS = ("exact Hessian", "Gauss-Newton", "matched loss", "matched loss, exact Hessian")
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,26 @@ def compared(draw: Draw, some: int | None) -> dict[str, Any]:
         "Gauss-Newton": wh.Influence(curvature=wh.Exact()).fit(found.task(), found.examples),
         "matched loss": wh.Influence(curvature=wh.Exact()).fit(matched, own),
     }
+    damping, fitted["matched loss, exact Hessian"] = definite(matched, own)
     told: dict[str, Any] = {
         name: agreement(attribution.scores(queries).values.numpy()[:, : len(ids)], actual)
         for name, attribution in fitted.items()
     }
+    told["matched loss, exact Hessian"]["damping"] = damping
     told["confidence"] = float(found.memberships().max(1).values.mean())
     told["largest change"] = float(np.abs(actual).max())
     print(f"  {told}", flush=True)
     return told
+
+
+def definite(task: wh.Task, train: wh.Examples) -> tuple[float, wh.InfluenceAttribution]:
+    """Return the least damping with which the exact Hessian is definite, and what was fitted with it."""
+    for damping in DAMPINGS:
+        try:
+            return damping, wh.Influence(curvature=wh.Exact(hessian=True, damping=damping)).fit(task, train)
+        except wh.NumericalError:
+            continue
+    raise wh.NumericalError(f"the matched loss's Hessian must be definite with damping {DAMPINGS[-1]}, it is not.")
 
 
 def agreement(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
@@ -139,8 +154,9 @@ def summarised(report: support.Report, name: str, runs: list[dict[str, Any]]) ->
     median = {key: [run[key]["r_median"] for run in runs] for key in KEYS}
     best = median["exact Hessian"]
     report.gate(f"mixture, {name}: per-query median r with KL retraining, least of the seeds", min(best), low=0.8)
-    lead = min(ours - theirs for ours, theirs in zip(best, median["matched loss"], strict=True))
-    report.gate(f"mixture, {name}: the same above a matched loss, least of the seeds", lead, low=0.0)
+    for rival in KEYS[2:]:
+        lead = min(ours - theirs for ours, theirs in zip(best, median[rival], strict=True))
+        report.gate(f"mixture, {name}: the same above a {rival}, least of the seeds", lead, low=0.0)
     slopes = [run["exact Hessian"]["slope_all"] for run in runs]
     report.gate(f"mixture, {name}: slope of actual on predicted, mean", float(np.mean(slopes)), low=0.9, high=1.2)
 
