@@ -8,8 +8,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-
-pytest.importorskip("mkdocs", reason="the site's builder comes with the docs extra")
 from pages import DOCS, ROOT, Block, blocks, check_command, commands, run, same
 
 from whence.cli.methods import METHODS
