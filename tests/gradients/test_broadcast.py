@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -102,7 +103,7 @@ def test_positions_stay_factored(how: str) -> None:
     """What is written as most people do costs no pass by torch.func."""
     model = Positions(how).double()
     stream = compare(model, torch.randint(0, V, (6, 6)), torch.randint(0, C, (6,)), 6)
-    assert all(layer.uses for layer in stream.recorded)
+    assert all(layer.uses for layer in stream.recorded(stream.examples.batch(np.arange(2))))
 
 
 def test_an_index_of_the_examples_is_no_position() -> None:
@@ -110,7 +111,7 @@ def test_an_index_of_the_examples_is_no_position() -> None:
     model = Rows().double()
     x = torch.arange(6)[:, None]
     stream = compare(model, x, torch.randint(0, C, (6,)), 6)
-    assert stream.recorded is stream.layers
+    assert stream.recorded(stream.examples.batch(np.arange(2))) is stream.layers
 
 
 @pytest.mark.parametrize("how", ["bert", "gpt", "unsqueezed"])

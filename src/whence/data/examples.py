@@ -58,7 +58,10 @@ class Batch:
 
     def row(self, position: int) -> Batch:
         """Return the batch that holds only the example at ``position``."""
-        at = slice(position, position + 1)
+        return self.part(slice(position, position + 1))
+
+    def part(self, at: slice) -> Batch:
+        """Return the batch of some consecutive examples."""
         targets = None if self.targets is None else self.targets[at]
         inputs = _map(lambda tensor: tensor[at], self.inputs)
         return Batch(inputs=inputs, targets=targets, ids=self.ids[at], keys=self.keys[at])

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whence.data import Examples
+from whence.data import Batch
 from whence.gradients.autograd import autograd
 from whence.gradients.capture import record
 from whence.gradients.layers import Layer, broadcast_layers
@@ -19,7 +18,7 @@ from whence.tasks import Task
 __all__ = ["recorded_layers"]
 
 
-def recorded_layers(task: Task, layers: tuple[Layer, ...], examples: Examples) -> tuple[Layer, ...]:
+def recorded_layers(task: Task, layers: tuple[Layer, ...], batch: Batch) -> tuple[Layer, ...]:
     """Return the layers with those made ready whose modules are called once for all examples, or never.
 
     The positions of a transformer are called once: their embedding with [1, T] or [T], and the result is added to all
@@ -30,31 +29,32 @@ def recorded_layers(task: Task, layers: tuple[Layer, ...], examples: Examples) -
     Args:
         task: The model and its loss.
         layers: Attributed layers.
-        examples: The first two are looked at.
+        batch: On the model's device; its first two examples are looked at.
 
     Cost: forward passes of two and of three examples; a few more where such modules are found.
     """
-    two, three = (_shapes(task, layers, examples, rows) for rows in (2, 3))
+    first = batch.row(0)
+    two, three = (_shapes(task, layers, first.repeated(rows)) for rows in (2, 3))
     if two is None or three is None:
         return layers
-    rows = np.arange(2) % len(examples)
-    chosen: dict[str, tuple[int, ...] | None] = dict.fromkeys(_never_called(task, layers, examples, rows, two))
+    pair = batch.part(slice(2)) if len(batch) > 1 else first.repeated(2)
+    chosen: dict[str, tuple[int, ...] | None] = dict.fromkeys(_never_called(task, layers, pair, two))
     once = {name: next(iter(found)) for name, found in two.items() if len(found) == 1 and found == three[name]}
     known = {name: shape for name, shape in once.items() if shape is not None}
-    truth = _losses(task, (), examples, rows) if known else None
-    if _agree(truth, _losses(task, broadcast_layers(layers, known), examples, rows)):
+    truth = _losses(task, (), pair) if known else None
+    if _agree(truth, _losses(task, broadcast_layers(layers, known), pair)):
         return broadcast_layers(layers, {**chosen, **known})
     for name, shape in known.items():
         alone = broadcast_layers(layers, {name: shape})
-        chosen[name] = shape if _agree(truth, _losses(task, alone, examples, rows)) else None
+        chosen[name] = shape if _agree(truth, _losses(task, alone, pair)) else None
     return broadcast_layers(layers, chosen) if chosen else layers
 
 
 _Shapes = set[tuple[int, ...] | None]
 
 
-def _shapes(task: Task, layers: tuple[Layer, ...], examples: Examples, rows: int) -> dict[str, _Shapes] | None:
-    """Return the shapes of all results of each module, for the first example several times; None if the model fails."""
+def _shapes(task: Task, layers: tuple[Layer, ...], batch: Batch) -> dict[str, _Shapes] | None:
+    """Return the shapes of all results of each module; None if the model fails."""
     sources = {source.name: source for layer in layers for source, _ in layer.uses}
     found: dict[str, _Shapes] = {name: set() for name in sources}
 
@@ -67,18 +67,18 @@ def _shapes(task: Task, layers: tuple[Layer, ...], examples: Examples, rows: int
     with ExitStack() as stack:
         for name, source in sources.items():
             stack.callback(source.module.register_forward_hook(seen(found[name])).remove)
-        failed = _losses(task, layers, examples, np.zeros(rows, dtype=np.int64)) is None
+        failed = _losses(task, layers, batch) is None
     return None if failed else found
 
 
 def _never_called(
-    task: Task, layers: tuple[Layer, ...], examples: Examples, rows: np.ndarray, called: dict[str, _Shapes]
+    task: Task, layers: tuple[Layer, ...], batch: Batch, called: dict[str, _Shapes]
 ) -> list[str]:
     """Return the modules that are not called, but whose parameters the loss depends on."""
     silent = {name for name, shapes in called.items() if not shapes}
     if not silent:
         return []
-    gradients = autograd(task, "loss", task.place(examples.batch(rows)))
+    gradients = autograd(task, "loss", batch)
     return [
         source.name
         for layer in layers
@@ -87,10 +87,9 @@ def _never_called(
     ]
 
 
-def _losses(task: Task, layers: tuple[Layer, ...], examples: Examples, rows: np.ndarray) -> Tensor | None:
+def _losses(task: Task, layers: tuple[Layer, ...], batch: Batch) -> Tensor | None:
     """Return the losses of some examples, the layers recorded; None if the model fails."""
-    batch = task.place(examples.batch(rows))
-    with task.evaluating(), record(task.model, layers, len(rows)):
+    with task.evaluating(), record(task.model, layers, len(batch)):
         try:
             outputs = task.forward(batch) if task.smooth_loss is not None else None
             return task.losses(batch, outputs).detach()

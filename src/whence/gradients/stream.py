@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -93,11 +92,14 @@ class GradientStream:
     budget: int = 0
     what: str = "training loss"
     _kept: list[tuple[slice, Gradients]] = field(default_factory=list, repr=False)
+    _recorded: dict[bool, tuple[Layer, ...]] = field(default_factory=dict, init=False, repr=False)
 
-    @cached_property
-    def recorded(self) -> tuple[Layer, ...]:
-        """The layers as they are recorded; see `recorded_layers`."""
-        return recorded_layers(self.task, self.layers, self.examples)
+    def recorded(self, batch: Batch) -> tuple[Layer, ...]:
+        """Return the layers as they are recorded; see `recorded_layers`. The first batch tells."""
+        several = len(batch) > 1
+        if several not in self._recorded:
+            self._recorded[several] = recorded_layers(self.task, self.layers, batch)
+        return self._recorded[several]
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield every chunk with its forward pass recorded. Cost: one forward pass over the data."""
@@ -136,7 +138,7 @@ class GradientStream:
     def run(self, batch: Batch, rows: np.ndarray) -> Chunk:
         """Return one batch with its forward pass recorded."""
         batch = self.task.place(batch)
-        with self.task.evaluating(), record(self.task.model, self.recorded, len(batch)) as tape:
+        with self.task.evaluating(), record(self.task.model, self.recorded(batch), len(batch)) as tape:
             outputs = self.task.forward(batch) if self.task.smooth_loss is not None else None
             losses = self.task.losses(batch, outputs)
         _check_losses(losses, batch, self.what)
@@ -248,7 +250,7 @@ def _outputs_of_model(stream: GradientStream, chunk: Chunk) -> Chunk | None:
 
     A loss that is a callable may call the model in a way of its own.
     """
-    with stream.task.evaluating(), record(stream.task.model, stream.recorded, len(chunk.batch)) as tape:
+    with stream.task.evaluating(), record(stream.task.model, stream.recorded(chunk.batch), len(chunk.batch)) as tape:
         try:
             outputs = stream.task.forward(chunk.batch)
             made = replace(chunk, tape=tape, outputs=outputs)

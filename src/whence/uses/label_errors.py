@@ -120,8 +120,8 @@ def find_label_errors(
 
     Example:
         >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.95, 0.05]])
-        >>> find_label_errors(p, labels=[0, 0, 1, 1])[["id", "suggested_label"]].iloc[0].tolist()
-        [3, '0']
+        >>> find_label_errors(p, labels=[0, 0, 1, 1])[["id", "suggested_label"]][:1].to_dict("list")
+        {'id': [3], 'suggested_label': ['0']}
     """
     attribution = source.attribution if isinstance(source, Members) else source
     attribution = attribution if isinstance(attribution, Attribution) else None
