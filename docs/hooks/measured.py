@@ -29,7 +29,7 @@ TASKS = {
 REGIMES = {
     "mnist_memorised": "MNIST, memorised",
     "mnist_early": "MNIST, stopped early",
-    "cifar10n": "CIFAR-10N, people's errors",
+    "cifar10n": "CIFAR-10N",
     "sms": "SMS",
     "ag_news": "AG News",
 }
