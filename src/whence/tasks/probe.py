@@ -97,7 +97,8 @@ class RidgeProbe:
         covariance = centred.T @ centred / len(centred)
         ridge = self.weight_decay * torch.eye(len(covariance), dtype=codes.dtype, device=codes.device)
         weights = torch.linalg.solve(covariance + ridge, centred.T @ (targets - mean) / len(centred))  # [d, C]
-        return mean + (asked - centre) @ weights
+        predicted: Tensor = mean + (asked - centre) @ weights
+        return predicted
 
     def _codes(self, model: nn.Module, inputs: Any, count: int | None) -> Tensor:
         """Return codes [B, d], of float32 at least: no equation is solved in half precision."""
