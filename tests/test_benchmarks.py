@@ -16,6 +16,7 @@ COMMANDS = [
     ["brittleness.py"],
     ["oracle_gates.py"],
     ["index.py"],
+    ["explorer.py", "--requests", "2"],
     ["lds.py", "--no-peers"],
     ["lds_reference.py"],
     ["retraining.py"],
