@@ -87,7 +87,7 @@ def test_every_answer_says_what_may_be_done_with_it(opens, path) -> None:
     assert policy["frame-ancestors"] == policy["base-uri"] == "'none'"
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["cache-control"] == "no-store"
-    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["referrer-policy"] == "same-origin"
 
 
 def test_the_way_in_leads_nowhere_else(opens) -> None:
