@@ -150,7 +150,7 @@ def test_training_again_from_the_page(opens, browser) -> None:
     with served(client) as address:
         browser.open(address.replace("/?", "/export?"))
         browser.run("document.getElementById('retrain').click()")
-        browser.wait("document.body.innerText.includes('Predicted change')")
+        browser.wait("document.body && document.body.innerText.includes('Predicted change')")
         sound(browser)
 
 

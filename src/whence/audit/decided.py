@@ -45,6 +45,10 @@ def retrain_run(
     Rows that are held out are measured with the labels that were decided for them, and without those that were dropped:
     before and after alike. Beside the rows as they are and the decisions stand as many rows treated at random.
 
+    The prediction is of first order, a sum over rows: it holds for few rows and overshoots for many labels that the
+    model does not doubt. Measured on 1,000 rows of adult with wrong labels, in points: the 63 suspects relabelled +0.5
+    predicted and +0.3 measured, left out −0.5 and +0.5; labels of 94 random rows changed −41 and −0.8.
+
     Args:
         run: An audit.
         data: The audited data.
