@@ -154,7 +154,8 @@ def test_what_is_near_and_what_is_not(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_in_a_real_process(table, tmp_path: Path) -> None:
-    program = [sys.executable, "-c", "from whence.cli import main; main()"]
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also where tests run unheard
+    program = [sys.executable, "-c", f"{heard}; from whence.cli import main; main()"]
     asked = ["plan", str(table), "--label", "label", "--model", f"{tmp_path}/model.py:slow", "--json"]
     job = subprocess.Popen([*program, *asked], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert job.stdout is not None and job.stderr is not None
