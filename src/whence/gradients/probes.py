@@ -41,13 +41,15 @@ def recorded_layers(task: Task, layers: tuple[Layer, ...], batch: Batch) -> tupl
     chosen: dict[str, tuple[int, ...] | None] = dict.fromkeys(_never_called(task, layers, pair, two))
     once = {name: next(iter(found)) for name, found in two.items() if len(found) == 1 and found == three[name]}
     known = {name: shape for name, shape in once.items() if shape is not None}
-    truth = _losses(task, (), pair) if known else None
+    if not known:
+        return broadcast_layers(layers, chosen) if chosen else layers
+    truth = _losses(task, (), pair)
     if _agree(truth, _losses(task, broadcast_layers(layers, known), pair)):
         return broadcast_layers(layers, {**chosen, **known})
     for name, shape in known.items():
         alone = broadcast_layers(layers, {name: shape})
         chosen[name] = shape if _agree(truth, _losses(task, alone, pair)) else None
-    return broadcast_layers(layers, chosen) if chosen else layers
+    return broadcast_layers(layers, chosen)
 
 
 _Shapes = set[tuple[int, ...] | None]
