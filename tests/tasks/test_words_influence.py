@@ -255,7 +255,9 @@ def test_self_scores_and_saving_with_row_blocks(words: wh.WordEmbedding, tmp_pat
     assert np.allclose(attribution.scores(queries).values.diagonal().numpy(), own[:5], rtol=1e-9)
     asked = wh.Influence(curvature=wh.RowBlocks()).fit(words.task(pair(words)), words.corpus.examples)
     asked.save(str(tmp_path))
-    close(wh.load(str(tmp_path), words.task(pair(words)), words.corpus.examples).scores().values, asked.scores().values)
+    loaded = wh.load(str(tmp_path), words.task(pair(words)), words.corpus.examples)
+    assert loaded.config.curvature == asked.config.curvature
+    close(loaded.scores().values, asked.scores().values)
 
 
 def test_row_blocks_refuse_what_they_cannot_do(words: wh.WordEmbedding) -> None:

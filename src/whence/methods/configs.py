@@ -21,6 +21,7 @@ from whence.curvature import (
     Nystrom,
     Projected,
     Relative,
+    RowBlocks,
 )
 from whence.errors import ConfigError
 from whence.gradients import GradientStream
@@ -30,7 +31,7 @@ __all__ = ["KNOWN", "Unknown", "curvature_from_json", "curvature_to_json"]
 KNOWN: dict[str, type[Any]] = {
     "BlockExact": BlockExact, "CG": CG, "DataInf": DataInf, "Diagonal": Diagonal, "EKFAC": EKFAC, "Exact": Exact,
     "Identity": Identity, "KFAC": KFAC, "Lanczos": Lanczos, "LiSSA": LiSSA, "Neumann": Neumann, "Nystrom": Nystrom,
-    "Projected": Projected, "Relative": Relative,
+    "Projected": Projected, "Relative": Relative, "RowBlocks": RowBlocks,
 }  # fmt: skip
 
 
