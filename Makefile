@@ -43,6 +43,7 @@ reproduce: $(VENV)/.ready
 	$(BIN)/python benchmarks/brittleness.py --cache runs/brittleness --threads $(THREADS) $(if $(TINY),--tiny)
 	$(BIN)/python benchmarks/index.py --threads $(THREADS) $(if $(TINY),--tiny)
 	$(BIN)/python benchmarks/label_errors.py --threads $(THREADS) $(if $(TINY),--tiny)
+	$(BIN)/python benchmarks/explorer.py --threads $(THREADS) $(if $(TINY),--tiny)
 
 reproduce: reproduce-attack
 reproduce-attack: $(VENV)/.ready

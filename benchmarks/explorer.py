@@ -28,6 +28,7 @@ import uvicorn
 from PIL import Image
 
 import support
+import tables
 from whence.audit import Audit, write_run
 from whence.audit.cards import Finished, run_card
 from whence.audit.members import predict
@@ -66,6 +67,7 @@ def main() -> None:
         with served(site) as port:
             measure(site, port, arguments.requests, report)
     report.close(support.results_folder(arguments), arguments.threads, arguments.strict)
+    tables.renew(support.results_folder(arguments))
 
 
 def make_run(folder: Path, arguments: argparse.Namespace) -> None:
