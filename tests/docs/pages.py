@@ -166,5 +166,5 @@ if __name__ == "__main__":
     for name in sys.argv[1:]:
         try:
             write_back(Path(name).resolve())
-        except Exception as error:
+        except Exception as error:  # one page's block fails: the others are still refreshed
             print(f"{name}: {type(error).__name__}: {error}")

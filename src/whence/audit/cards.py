@@ -97,7 +97,13 @@ def _suspicion(suspects: pd.DataFrame) -> SuspicionCard:
 
 def _notices(found: Finished) -> Sequence[Notice]:
     """Return what a reader must know before trusting the list."""
-    data, held_out, coverage = found.data, found.held_out, found.attribution.coverage
+    fitted = float((found.logits.argmax(1) == found.data.labels).mean())
+    return [*_notices_of_fit(found, fitted), *_notices_of_classes(found, fitted)]
+
+
+def _notices_of_fit(found: Finished, fitted: float) -> list[Notice]:
+    """Return what the model's fit to the labels says: ``fitted`` is the share of rows it labels as given."""
+    held_out, coverage = found.held_out, found.attribution.coverage
     diagnosis = found.suspects.attrs["diagnosis"]
     notices = []
     if coverage.missed:
@@ -107,7 +113,6 @@ def _notices(found: Finished) -> Sequence[Notice]:
                 text=f"Influence leaves their part out: {coverage.describe()}.",
             )
         )
-    fitted = float((found.logits.argmax(1) == data.labels).mean())
     if found.opinion:
         notices.append(
             Notice(
@@ -132,6 +137,13 @@ def _notices(found: Finished) -> Sequence[Notice]:
                 "Influence then predicts a further step of training rather than training again.",
             )
         )
+    return notices
+
+
+def _notices_of_classes(found: Finished, fitted: float) -> list[Notice]:
+    """Return what the classes' sizes say: a model no better than the most frequent class, classes of few rows."""
+    data, held_out = found.data, found.held_out
+    notices = []
     counts = np.bincount(data.labels, minlength=len(data.classes))
     majority = float(counts.max() / counts.sum())
     best, rows = (fitted, "the audited") if held_out is None else (held_out, "new")

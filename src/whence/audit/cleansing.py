@@ -11,6 +11,7 @@ from whence.audit.again import Again, AgainSettings, again
 from whence.audit.bench import Bring, Watch
 from whence.audit.folder import Run
 from whence.audit.treated import (
+    RowsKept,
     Treated,
     Way,
     measure_ways,
@@ -24,7 +25,7 @@ from whence.data import Examples, LabelledData, uniform
 from whence.errors import ConfigError, DataError
 from whence.uses.cleanse import Cleansing, cleanse
 
-__all__ = ["CleanseSettings", "Cleansed", "cleanse_run"]
+__all__ = ["CleanseSettings", "cleanse_run"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -52,23 +53,10 @@ class CleanseSettings:
             raise ConfigError(f"--share must lie between 0 and 1, got {self.share}. Leave it out to have it chosen.")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Cleansed:
-    """What was found, and the rows to write.
-
-    Args:
-        found: For the page, JSON-able.
-        kept: Which rows of the data stay [N].
-    """
-
-    found: dict[str, Any]
-    kept: Array
-
-
 def cleanse_run(
     run: Run, data: LabelledData, target: LabelledData, settings: CleanseSettings, *, bring: Bring | None = None,
     version: str = "", watch: Watch | None = None,
-) -> Cleansed:  # fmt: skip
+) -> RowsKept:  # fmt: skip
     """Drop the training rows that harm predictions of target rows most, and measure others of them.
 
     One part of the target rows names the harmful training rows, one chooses how many go (unless that is given), one
@@ -109,7 +97,7 @@ def cleanse_run(
         drawn = random_ids(prepared.bench.train, len(dropped), settings.training.seed)
         chance = Way(name="as many at random left out", removed=drawn, kind="control")
         controls = measure_ways(prepared, [chance], watch=watch).on(judges)
-    return Cleansed(
+    return RowsKept(
         found=_page(prepared, (treated, controls, best), cleansings[0], dropped, (names, chooses, judges), version),
         kept=~np.isin(data.ids, dropped),
     )  # fmt: skip

@@ -10,13 +10,22 @@ import numpy as np
 from whence.audit.again import Again, AgainSettings, Opinion, again
 from whence.audit.bench import Bring, Watch
 from whence.audit.folder import Run
-from whence.audit.treated import Way, measure_ways, page_of, random_ids, signal_histogram, told_rows, verdict_on
+from whence.audit.treated import (
+    RowsKept,
+    Way,
+    measure_ways,
+    page_of,
+    random_ids,
+    signal_histogram,
+    told_rows,
+    verdict_on,
+)
 from whence.data import LabelledData
 from whence.errors import ConfigError
 from whence.scores import Signal
 from whence.uses.prune import prune, prune_iteratively
 
-__all__ = ["PruneSettings", "Pruned", "prune_run"]
+__all__ = ["PruneSettings", "prune_run"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -49,23 +58,10 @@ class PruneSettings:
             raise ConfigError(f"--rounds must be at least 1, got {self.rounds}.")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pruned:
-    """What was found, and the rows to write.
-
-    Args:
-        found: For the page, JSON-able.
-        kept: Which rows of the data stay [N].
-    """
-
-    found: dict[str, Any]
-    kept: Array
-
-
 def prune_run(
     run: Run, data: LabelledData, settings: PruneSettings, *, bring: Bring | None = None,
     test: LabelledData | None = None, version: str = "", watch: Watch | None = None,
-) -> Pruned:  # fmt: skip
+) -> RowsKept:  # fmt: skip
     """Drop the rows of lowest self-influence, and train again beside as many random rows dropped.
 
     Args:
@@ -109,7 +105,7 @@ def prune_run(
         changed=len(whole), of=len(prepared.own.ids), classes=_classes(data, whole),
         listed=told_rows(data, whole, {}),
     )  # fmt: skip
-    return Pruned(found=found, kept=~np.isin(data.ids, whole))
+    return RowsKept(found=found, kept=~np.isin(data.ids, whole))
 
 
 def _dropped(prepared: Again, opinion: Opinion, settings: PruneSettings, watch: Watch) -> Array:

@@ -22,6 +22,7 @@ from whence.report import content_of
 
 __all__ = [
     "Measured",
+    "RowsKept",
     "Treated",
     "Way",
     "measure_ways",
@@ -35,6 +36,19 @@ __all__ = [
 _RESAMPLES = 1_000
 _SHOWN = 60
 _BINS = 40
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowsKept:
+    """What was found by leaving rows out, and the rows to write.
+
+    Args:
+        found: For the page, JSON-able.
+        kept: Which rows of the data stay [N].
+    """
+
+    found: dict[str, Any]
+    kept: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -114,7 +114,7 @@ def _html(site: Site, page: Page) -> Handler:
             return HTMLResponse(
                 await run_in_threadpool(lambda: page_html(site, page, page.view(site, request.query_params)))
             )
-        except Exception as error:
+        except Exception as error:  # whatever goes wrong is a page that says so
             return _as_page(site, error)
 
     return answer
@@ -127,7 +127,7 @@ def _answered(site: Site, page: Page) -> Handler:
         try:
             found = await asking(request)
             return HTMLResponse(await run_in_threadpool(page_html, site, page, found))
-        except Exception as error:
+        except Exception as error:  # whatever goes wrong is a page that says so
             return _as_page(site, error)
 
     return answer
@@ -138,7 +138,7 @@ def _json(job: Job) -> Handler:
         try:
             text = json.dumps(await job(request), allow_nan=False, ensure_ascii=True)
             return Response(text, media_type="application/json")
-        except Exception as error:
+        except Exception as error:  # whatever goes wrong has the one error shape
             return _as_json(error)
 
     return answer
@@ -149,7 +149,7 @@ def _file(site: Site) -> Handler:
         ending = request.query_params.get("ending", "")
         try:
             body = await run_in_threadpool(exported, site, ending)
-        except Exception as error:
+        except Exception as error:  # whatever goes wrong is a page that says so
             return _as_page(site, error)
         headers = {"content-disposition": f'attachment; filename="decided{ending}"'}
         return Response(body, media_type=_KINDS.get(ending, "application/octet-stream"), headers=headers)
