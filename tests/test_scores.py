@@ -66,6 +66,16 @@ def test_shapes_are_checked() -> None:
         Scores(values=torch.zeros(2, 3), query_ids=np.array([0]), ids=np.arange(3), unit=None)
 
 
+def test_ends_of_a_signal_are_a_full_stable_sort_with_missing_values_last() -> None:
+    signal = Signal(values=np.array([1.0, np.nan, 3.0, 1.0]), ids=np.array(list("abcd")), name="s", unit=None,
+                    standard_error=np.array([0.1, 0.2, 0.3, 0.4]))  # fmt: skip
+    assert signal.top(9)["id"].tolist() == ["c", "a", "d", "b"]
+    assert signal.bottom(3)["id"].tolist() == ["a", "d", "c"]
+    assert signal.top(1).to_dict("records") == [{"rank": 1, "id": "c", "value": 3.0, "standard_error": 0.3}]
+    with pytest.raises(ConfigError, match="at least 1"):
+        signal.top(0)
+
+
 def test_signals_behave_like_arrays() -> None:
     signal = Signal(values=np.array([3.0, 1.0, 2.0]), ids=np.array(["a", "b", "c"]), name="loss", unit="nats")
     assert len(signal) == 3

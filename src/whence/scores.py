@@ -201,6 +201,27 @@ class Signal:
         """Return the values at row positions ``index``."""
         return self.values[index]
 
+    def top(self, k: int = 10) -> pd.DataFrame:
+        """Return the k examples of the largest values, with columns ``rank, id, value`` (and ``standard_error``).
+
+        Ties are broken by row order; values that are no numbers come last.
+        """
+        return self._extreme(k, largest=True)
+
+    def bottom(self, k: int = 10) -> pd.DataFrame:
+        """Return the k examples of the smallest values, as `top` does."""
+        return self._extreme(k, largest=False)
+
+    def _extreme(self, k: int, *, largest: bool) -> pd.DataFrame:
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, got {k}.")
+        values = np.asarray(self.values, dtype=float)
+        order = np.argsort(-values if largest else values, kind="stable")[:k]
+        columns = {"rank": np.arange(1, len(order) + 1), "id": self.ids[order], "value": values[order]}
+        if self.standard_error is not None:
+            columns["standard_error"] = np.asarray(self.standard_error)[order]
+        return pd.DataFrame(columns)
+
     def to_series(self) -> pd.Series:
         """Return the values as a pandas series indexed by id."""
         return pd.Series(self.values, index=pd.Index(self.ids, name="id"), name=self.name)

@@ -114,6 +114,53 @@ def test_an_attribution_shows_curvature_damping_and_what_is_missed() -> None:
     assert f"{part.coverage.share:.1%}" in harmless(part._repr_html_()).text
 
 
+def test_every_fitted_method_says_what_it_is() -> None:
+    case = zoo.make("mlp")
+    task = wh.Task(case.model, case.loss)
+    recipe = wh.Recipe(build=lambda: zoo.make("mlp").model, epochs=1)
+    fitted = {
+        "2 members": wh.Ensemble().fit([task, task], case.train),
+        "unseen less seen": wh.TurnOver(insert=("5",)).fit(recipe, case.train),
+        "rank only": wh.GradientCosine().fit(task, case.train),
+        "See .diagnosis": (gex := wh.GEX(members=2, steps=2, learning_rate=0.1).fit(task, case.train)),
+    }
+    for words, attribution in fitted.items():
+        found = harmless(attribution._repr_html_())
+        assert words in found.text and "9" in found.text and ".self_scores()" in found.text
+    assert gex.diagnosis.advice in harmless(gex._repr_html_()).text
+    plan = harmless(wh.plan(wh.Influence(), task, case.train)._repr_html_())
+    assert "peak memory, MiB" in plan.text and "scores, seconds" in plan.text
+
+
+def evaluated() -> dict[str, object]:
+    draw = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    ids = {"query_ids": np.arange(3), "ids": np.arange(40), "unit": "nats"}
+    signal = wh.Signal(values=draw[0].numpy(), ids=np.arange(40), name="s", unit=None)
+    recipe = wh.Recipe(build=lambda: torch.nn.Linear(2, 2), epochs=1)
+    train = (torch.randn(20, 2), torch.arange(20) % 2)
+    return {
+        "agreement": wh.agreement(wh.Scores(values=draw, **ids), wh.Scores(values=2 * draw, **ids)),
+        "detection": wh.detection(np.arange(40) < 5, {EVIL: signal}, resamples=20),
+        "curve": wh.removal_curve(
+            wh.Retraining(recipe=recipe), train, train, {EVIL: [3, 1, 2]}, sweep=wh.Sweep(shares=(0.05, 0.1))
+        ),
+    }
+
+
+def test_what_was_evaluated_is_shown_and_drawn() -> None:
+    results = evaluated()
+    for name, words in (("agreement", "pooled"), ("detection", "average precision"), ("curve", "removal")):
+        found = harmless(results[name]._repr_html_())
+        assert words in found.text and "whence.verdict" in found.text
+    detection, curve = results["detection"].plot(), results["curve"].plot("loss")
+    for figure in (detection, curve):
+        drawn(figure)
+    assert [trace.y[-1] for trace in detection.data] == [1, 1] and detection.data[1].name == "at random"
+    assert list(curve.data[0].x) == [1, 2]
+    with pytest.raises(ConfigError, match="loss, accuracy"):
+        results["curve"].plot("nothing")
+
+
 def comparison() -> wh.Comparison:
     entries = (
         Entry(name="ekfac", baseline=False, accuracy=Interval(0.6, 0.5, 0.7), seconds=2, passes=10),

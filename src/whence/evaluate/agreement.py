@@ -12,6 +12,7 @@ import scipy.stats
 
 from whence.errors import ConfigError
 from whence.evaluate.statistics import Interval, chance, correlation, percentiles
+from whence.notebook import frame_html
 from whence.scores import Scores
 
 __all__ = ["Agreement", "Line", "agreement"]
@@ -58,6 +59,13 @@ class Agreement:
     chance: float
     spread: float
     unit: str | None
+
+    def _repr_html_(self) -> str:
+        """Return the lines for a notebook."""
+        title = f"Predicted against actual changes · {len(self.queries):,} queries, {self.pooled.count:,} points"
+        rows = self.to_frame().iloc[::-1].xs("value", axis=1, level=1)  # all queries together come first
+        notes = ["whence.verdict(agreement) says it in words; .to_frame() has the intervals."]
+        return frame_html(title, pd.DataFrame(rows), notes)
 
     def to_frame(self) -> pd.DataFrame:
         """Return a frame: one row a query and one called "pooled"; value, low and high of every figure."""

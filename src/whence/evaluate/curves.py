@@ -16,6 +16,7 @@ from whence.evaluate.rankings import Ranking, as_rankings, predicted_sums
 from whence.evaluate.retraining import Retraining
 from whence.evaluate.statistics import Interval, over_draws, over_seeds
 from whence.evaluate.treatments import ACCURACY, Trainings, Treatments, corrections, default_measurements, removals
+from whence.notebook import figures, frame_html
 from whence.scores import Scores
 from whence.tasks import Task
 
@@ -119,6 +120,40 @@ class Curve:
         told = f"{', '.join(self.rankings)}; {of}; {', '.join(self.measurements)}"
         return f"Curve({self.treatment} by {told}; {self.seeds} seeds, {self.controls} controls)"
 
+    def _repr_html_(self) -> str:
+        """Return the points for a notebook."""
+        columns = ["ranking", "measurement", "count", "value", "change", "predicted", "control", "advantage"]
+        return frame_html(repr(self), self.to_frame()[columns], ["whence.verdict(curve) says it in words."])
+
+    def plot(self, measurement: str | None = None) -> Any:
+        """Draw the change of a measurement over how many examples were treated, beside prediction and chance.
+
+        Args:
+            measurement: One of ``measurements``; None for the accuracy, or the first where there is none.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            ConfigError: There is no such measurement.
+            MissingExtraError: plotly is not installed (extra ``notebook``).
+        """
+        name = measurement or ("accuracy" if "accuracy" in self.before else self.measurements[0])
+        if name not in self.before:
+            raise ConfigError(f"measurement must be one of {', '.join(self.measurements)}, got {name!r}.")
+        drawn: dict[str, tuple[np.ndarray, ...]] = {}
+        for ranking in self.rankings:
+            points = self.of(ranking, name)
+            x = np.array([point.count for point in points])
+            drawn[ranking] = (x, *_ends([point.change for point in points]))
+            drawn["at random"] = (x, *_ends([point.control for point in points]))
+            if all(point.predicted is not None for point in points):
+                drawn[f"{ranking}, predicted"] = (x, np.array([point.predicted for point in points]))
+        unit = self.units[name]
+        axes = (f"examples treated of {self.examples:,}", f"change of {name}, {unit}" if unit else f"change of {name}")
+        dashed = ["at random", *(one for one in drawn if one.endswith(", predicted"))]
+        return figures.lines(drawn, title=f"{self.treatment.capitalize()} curve", axes=axes, dashed=dashed)
+
     @property
     def rankings(self) -> list[str]:
         """Names of the rankings."""
@@ -145,6 +180,12 @@ class Curve:
                     row[name] = value
             rows.append({**row, "unit": self.units[point.measurement]})
         return pd.DataFrame(rows).astype({"predicted": float})
+
+
+def _ends(found: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return values, lower and upper ends."""
+    value, low, high = (np.array([getattr(one, end) for one in found]) for end in ("value", "low", "high"))
+    return value, low, high
 
 
 def removal_curve(

@@ -14,6 +14,7 @@ from whence.errors import ConfigError
 from whence.evaluate.ranked import Ranked
 from whence.evaluate.rankings import positions
 from whence.evaluate.statistics import Interval, percentiles
+from whence.notebook import figures, frame_html
 from whence.scores import Signal
 
 __all__ = ["Detection", "Detector", "detection"]
@@ -71,6 +72,28 @@ class Detection:
         """Return a check-and-fix curve as a frame: ``share`` inspected and ``found``, the share of errors in it."""
         rows = np.unique(np.linspace(0, self.count, min(points, self.count) + 1).round().astype(int))
         return pd.DataFrame({"share": rows / self.count, "found": self.detectors[name].curve[rows]})
+
+    def _repr_html_(self) -> str:
+        """Return every signal's figures for a notebook."""
+        rows = self.to_frame().xs("value", axis=1, level=1)
+        title = f"Detection of {self.errors:,} errors among {self.count:,} examples"
+        notes = ["whence.verdict(detection) says it in words; .to_frame() has the intervals."]
+        return frame_html(title, pd.DataFrame(rows), notes)
+
+    def plot(self) -> Any:
+        """Draw the share of errors found over the share of examples inspected, for every signal.
+
+        Returns:
+            A plotly figure.
+
+        Raises:
+            MissingExtraError: plotly is not installed (extra ``notebook``).
+        """
+        curves = {name: self.curve(name) for name in self.detectors}
+        drawn = {name: (frame["share"].to_numpy(), frame["found"].to_numpy()) for name, frame in curves.items()}
+        drawn["at random"] = (np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+        axes = ("share of the examples inspected", "share of the errors found")
+        return figures.lines(drawn, title=f"{self.errors:,} errors found", axes=axes, dashed=["at random"])
 
     def to_frame(self) -> pd.DataFrame:
         """Return a frame: one row a signal; value, low and high of every figure."""

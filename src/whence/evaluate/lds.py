@@ -13,6 +13,7 @@ from whence.errors import ConfigError
 from whence.evaluate.rankings import positions
 from whence.evaluate.statistics import Interval, bootstrap, correlation, unit_rows
 from whence.evaluate.subsets import SubsetOutputs, Subsets, removed_sums
+from whence.notebook import card, facts
 from whence.scores import Scores
 
 __all__ = ["LDS", "gain", "lds"]
@@ -39,6 +40,14 @@ class LDS:
     ceiling: float
     chance: float
     subsets: int
+
+    def _repr_html_(self) -> str:
+        """Return the score beside its ceiling and chance for a notebook."""
+        values = {
+            "score": self.value, "95 % from": self.interval.low, "to": self.interval.high, "ceiling": self.ceiling,
+            "chance stays below": self.chance, "queries": len(self.query_ids), "subsets": self.subsets,
+        }  # fmt: skip
+        return card("Linear datamodelling score", [facts(values)], ["whence.verdict(lds) says it in words."])
 
     @property
     def value(self) -> float:

@@ -20,6 +20,7 @@ from whence.features import read_manifest, staged, write_manifest
 from whence.methods.influence import Influence, InfluenceAttribution
 from whence.methods.restored import load
 from whence.methods.saved import write_attribution
+from whence.notebook import fitted_html
 from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task
 
@@ -111,6 +112,11 @@ class EnsembleAttribution:
     def __repr__(self) -> str:
         """Return the counts."""
         return f"EnsembleAttribution({len(self)} members, {len(self.examples):,} examples)"
+
+    def _repr_html_(self) -> str:
+        """Return what was fitted for a notebook."""
+        values = {"members": len(self), "examples": len(self.examples), "task": repr(self.tasks[0])}
+        return fitted_html(repr(self), values, "Scores are means over members, with standard errors.")
 
     def __len__(self) -> int:
         """Return the number of members M."""

@@ -26,6 +26,7 @@ from whence.methods.gex_diagnosis import Diagnosis, diagnose
 from whence.methods.laplace import Laplace, draw
 from whence.methods.member_folder import recipe_identity, told
 from whence.methods.members import Members
+from whence.notebook import fitted_html
 from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task
 
@@ -236,6 +237,14 @@ class GEXAttribution:
     def __repr__(self) -> str:
         """Return the counts."""
         return f"GEXAttribution({self.members.count} members, {len(self.examples):,} examples)"
+
+    def _repr_html_(self) -> str:
+        """Return what was fitted for a notebook; the diagnosis only where it was made, for it takes passes."""
+        values: dict[str, Any] = {"members": self.members.count, "examples": len(self.examples)}
+        if self.learning_rate is not None:
+            values["members' step size"] = self.learning_rate
+        known = vars(self).get("diagnosis")
+        return fitted_html(repr(self), values, "See .diagnosis." if known is None else str(known))
 
     @property
     def ids(self) -> np.ndarray:

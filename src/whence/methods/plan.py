@@ -20,6 +20,7 @@ from whence.gradients import Coverage, chunk_size, find_layers, parameter_gradie
 from whence.index import Block
 from whence.methods.packed import pack
 from whence.methods.saved import SHARD_BYTES, feature_bytes, write_attribution
+from whence.notebook import card, facts
 from whence.tasks import Task
 
 if TYPE_CHECKING:
@@ -71,6 +72,16 @@ class Plan:
     def describe(self) -> str:
         """Return one line: the share that is attributed, and what cannot be with its share."""
         return Coverage((), self.attributed, self.trainable, self.missed).describe()
+
+    def _repr_html_(self) -> str:
+        """Return what it will cost for a notebook."""
+        values = {
+            "examples": self.examples, "queries": self.queries, "attributed": self.describe(),
+            **{f"{name.replace('_', ' ')}, seconds": value for name, value in self.seconds.items()},
+            "peak memory, MiB": self.peak_bytes / 2**20,
+            **{f"index on disk as {name}, MiB": size / 2**20 for name, size in self.disk.items()},
+        }  # fmt: skip
+        return card("Plan · predicted cost", [facts(values)], [f"Timed on {self.measured:,} examples."])
 
     @property
     def peak_bytes(self) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from whence.data import Examples, as_examples
 from whence.errors import ConfigError
 from whence.index import Index, IndexWriter, QueryFeatures
+from whence.notebook import fitted_html
 from whence.scores import Scores, Signal
 from whence.tasks import Task
 
@@ -27,6 +28,10 @@ class _Ranks:
     examples: Examples
     prepare: Callable[[Any], Examples]
     alone: Callable[[], Tensor] | None
+
+    def _repr_html_(self) -> str:
+        """Return what was fitted for a notebook."""
+        return fitted_html(repr(self), {"method": self.name, "examples": len(self.examples)}, "Its scores rank only.")
 
     @property
     def ids(self) -> np.ndarray:

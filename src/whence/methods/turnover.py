@@ -18,6 +18,7 @@ from whence.methods.ensemble import Moments
 from whence.methods.finite import finite
 from whence.methods.member_folder import MemberFolder, recipe_identity, told
 from whence.methods.turnover_sweep import sweep
+from whence.notebook import fitted_html
 from whence.scores import Scores, Signal
 from whence.tasks import Recipe, Task, branch_losses, mask_layers, reseed, turn_over, turn_over_outputs
 from whence.tasks.recipe import own_random_state
@@ -157,6 +158,11 @@ class TurnOverAttribution:
     def __repr__(self) -> str:
         """Return the counts."""
         return f"TurnOverAttribution({len(self.tasks)} members, {len(self.examples):,} examples)"
+
+    def _repr_html_(self) -> str:
+        """Return what was fitted for a notebook."""
+        values = {"members": len(self.tasks), "examples": len(self.examples), "mask seeds": str(self.config.seeds)}
+        return fitted_html(repr(self), values, "Scores rank: unseen less seen loss, a difference of sub-networks.")
 
     @property
     def ids(self) -> np.ndarray:

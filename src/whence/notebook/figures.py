@@ -6,7 +6,7 @@ Text from data reaches a figure escaped: plotly reads tags, entities and ``$`` i
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ import numpy as np
 from whence.errors import MissingExtraError
 from whence.notebook.html import readable
 
-__all__ = ["bars", "cloud", "histogram", "intervals"]
+__all__ = ["bars", "cloud", "histogram", "intervals", "lines"]
 
 GOOD, ALARM, INK, SOFT, BAR, LINE = "#0a6858", "#b3351a", "#16211d", "#53615b", "#b9c4be", "#dbe1dd"
 PAPER = "#fafbf9"
+_COLOURS = (GOOD, ALARM, INK, "#7a5c00", "#3b5b92", SOFT)
 _MANY = 5_000  # points from which the graphics card draws
 _LABEL, _TITLE = 40, 100
 
@@ -33,7 +34,8 @@ def bars(ids: Sequence[Any], values: np.ndarray, errors: np.ndarray | None, *, t
         error_x=None if errors is None else {"type": "data", "array": errors, "color": SOFT, "thickness": 1},
     )  # fmt: skip
     figure = _figure(go, [trace], title, axis, "", height=140 + 22 * len(places))
-    figure.update_yaxes(tickvals=places, ticktext=[text(id_) for id_ in ids], autorange="reversed", showgrid=False)
+    figure.update_yaxes(tickvals=places, ticktext=[text(id_) for id_ in ids], autorange="reversed", showgrid=False,
+                        zeroline=False)  # fmt: skip
     return figure
 
 
@@ -86,6 +88,28 @@ def intervals(
     return figure
 
 
+def lines(
+    named: Mapping[str, tuple[np.ndarray, ...]], *, title: str, axes: tuple[str, str], dashed: Sequence[str] = ()
+) -> Any:  # fmt: skip
+    """Return lines, each (x, y) or (x, y, low, high) with its interval as bars; those ``dashed`` are references."""
+    go = _graph_objects()
+    traces = []
+    for place, (name, (x, y, *ends)) in enumerate(named.items()):
+        colour = BAR if name in dashed else _COLOURS[place % len(_COLOURS)]
+        error = {"type": "data", "array": ends[1] - y, "arrayminus": y - ends[0], "thickness": 1} if ends else None
+        traces.append(
+            go.Scatter(
+                x=x, y=y, name=text(name), mode="lines+markers" if ends else "lines", error_y=error,
+                line={"color": colour, "dash": "dash" if name in dashed else "solid"},
+                hovertemplate=f"{text(name)}<br>%{{x:.3g}}, %{{y:.3g}}<extra></extra>",
+            )
+        )  # fmt: skip
+    figure = _figure(go, traces, title, *axes)
+    figure.update_layout(showlegend=len(traces) > 1, legend={"orientation": "h", "y": 1.01, "yanchor": "bottom"})
+    figure.update_layout(margin={"t": 76}, title={"y": 0.95, "yanchor": "top"})
+    return figure
+
+
 def text(value: Any, width: int = _LABEL) -> str:
     """Return a value as plotly shows it unchanged."""
     return html.escape(readable(value, width)).replace("$", "&#36;")
@@ -97,12 +121,13 @@ def _figure(go: Any, traces: list[Any], title: str, x: str, y: str, *, height: i
     return go.Figure(
         data=traces,
         layout={
-            "title": {"text": text(title, _TITLE), "x": 0, "xanchor": "left", "font": {"size": 16}},
+            "title": {"text": text(title, _TITLE), "x": 0, "xanchor": "left", "pad": {"l": 12}, "font": {"size": 16}},
             "font": {"family": "system-ui, sans-serif", "size": 12, "color": INK},
             "paper_bgcolor": PAPER, "plot_bgcolor": PAPER, "colorway": [GOOD, ALARM, INK, SOFT], "height": height,
             "margin": {"l": 60, "r": 20, "t": 60, "b": 50}, "showlegend": False, "bargap": 0.15,
             "hoverlabel": {"bgcolor": "#ffffff", "bordercolor": LINE},
-            "xaxis": {"title": {"text": text(x)}, **grid}, "yaxis": {"title": {"text": text(y)}, **grid},
+            "xaxis": {"title": {"text": text(x, _TITLE)}, **grid},
+            "yaxis": {"title": {"text": text(y, _TITLE)}, **grid},
         },
     )  # fmt: skip
 

@@ -19,10 +19,10 @@ from PIL import Image
 
 __all__ = ["bar", "card", "facts", "listing", "number", "picture", "readable"]
 
-_WIDE, _LONG = 120, 1_000
+_WIDE, _LONG, _SHORT = 120, 1_000, 24
 _SIDE = 64
 _STYLE = Markup("""<style>
-.whence{font:13px/1.45 system-ui,sans-serif;font-variant-numeric:tabular-nums;max-width:70rem;
+.whence{font:13px/1.45 system-ui,sans-serif;font-variant-numeric:tabular-nums;max-width:70rem;overflow-x:auto;
 --good:#0a6858;--alarm:#b3351a;--line:#8885}
 [data-jp-theme-light="false"] .whence,.vscode-dark .whence,.theme-dark .whence{--good:#67d0ba;--alarm:#ff8f70}
 .whence p{margin:.2em 0;opacity:.8}.whence .title{font-weight:600;opacity:1}
@@ -31,7 +31,7 @@ _STYLE = Markup("""<style>
 .whence caption{text-align:left;font-weight:600;padding:.2em 0}
 .whence th,.whence td{text-align:left;padding:.15em .7em .15em 0;border-bottom:1px solid var(--line);
 vertical-align:top;overflow-wrap:anywhere;white-space:normal}
-.whence .n{text-align:right;white-space:nowrap}
+.whence .n{text-align:right}.whence th,.whence .n,.whence .s{white-space:nowrap}
 .whence .good{color:var(--good)}.whence .alarm{color:var(--alarm)}
 .whence i.bar{display:inline-block;height:.7em;background:currentColor;min-width:1px}
 .whence .chosen{font-weight:600}
@@ -80,10 +80,7 @@ def listing(
     body = Markup("").join(
         Markup('<tr class="{}">{}</tr>').format(
             "chosen" if place in outstanding else "",
-            Markup("").join(
-                Markup('<td class="{}">{}</td>').format("n" if right else "", _cell(value))
-                for value, right in zip(row, numeric, strict=True)
-            ),
+            Markup("").join(_column(value, right) for value, right in zip(row, numeric, strict=True)),
         )
         for place, row in enumerate(held)
     )
@@ -108,6 +105,13 @@ def picture(pixels: np.ndarray) -> Markup:
     image.save(buffer, format="PNG")
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return Markup('<img alt="image" src="data:image/png;base64,{}">').format(data)
+
+
+def _column(value: Any, right: bool) -> Markup:
+    """Return a cell: numbers to the right, short texts on one line."""
+    shown = _cell(value)
+    kind = "n" if right else "s" if len(shown) <= _SHORT and not isinstance(shown, Markup) else ""
+    return Markup('<td class="{}">{}</td>').format(kind, shown)
 
 
 def _cell(value: Any) -> Any:

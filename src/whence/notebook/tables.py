@@ -11,9 +11,11 @@ from markupsafe import Markup
 
 from whence.notebook.html import bar, card, facts, listing, number, readable
 
-__all__ = ["attribution_html", "scores_html", "signal_html"]
+__all__ = ["attribution_html", "fitted_html", "frame_html", "scores_html", "signal_html"]
 
 _BARS = 24
+_ROWS = 30
+_ASK = "Ask it: .scores(queries), .self_scores(), whence.find_label_errors(it)."
 _LAYERS = 12
 
 
@@ -111,6 +113,20 @@ def attribution_html(title: str, summary: Mapping[str, Any]) -> str:
     if len(layers) > _LAYERS:
         notes.append(f"The first {_LAYERS} of {len(layers)} layers.")
     return card(title, parts, notes)
+
+
+def fitted_html(title: str, values: Mapping[str, Any], *notes: str) -> str:
+    """Return what a fitted method is in a few facts, and what can be asked of it."""
+    return card(title, [facts(values)], [*notes, _ASK])
+
+
+def frame_html(title: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> str:
+    """Return a frame of results, its index first."""
+    columns = ["", *map(str, frame.columns)]
+    shown = frame.head(_ROWS)
+    rows = [[readable(id_, 60), *row] for id_, row in zip(shown.index, shown.itertuples(index=False), strict=True)]
+    left = [f"The first {_ROWS} of {len(frame):,} rows."] if len(frame) > _ROWS else []
+    return card(title, [listing([name.replace("_", " ") for name in columns], rows)], [*left, *notes])
 
 
 def _layers(layers: Mapping[str, Mapping[str, Any]]) -> Markup:
