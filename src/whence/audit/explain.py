@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from whence.errors import ConfigError
 from whence.methods import EnsembleAttribution, InfluenceAttribution
 from whence.report import content_of
 
-__all__ = ["Query", "explain"]
+__all__ = ["Query", "explain", "inputs_of"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,7 +26,7 @@ class Query:
 
     Args:
         rows: The audited data, or new rows with the same columns.
-        inputs: Their model inputs [Q, ...].
+        inputs: Their model inputs [Q, ...], or a tuple or dict of them.
         position: Which of them.
         labelled: Whether its label was given, rather than filled in.
         transform: Rows to model inputs, where that is known.
@@ -109,15 +110,29 @@ def explain(
     }
 
 
+def inputs_of(inputs: Any, rows: slice) -> Any:
+    """Return the inputs of some rows: of a tensor [N, ...], or of every one in a tuple, list or dict.
+
+    Example:
+        >>> inputs_of({"tokens": torch.arange(3), "mask": torch.ones(3, 2)}, slice(1, 2))
+        {'tokens': tensor([1]), 'mask': tensor([[1., 1.]])}
+    """
+    if isinstance(inputs, Mapping):
+        return {name: inputs_of(value, rows) for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs_of(value, rows) for value in inputs)
+    return inputs[rows]
+
+
 def _one(query: Query) -> Any:
     """Return the query's model input with a batch of one."""
-    return query.inputs[query.position : query.position + 1]
+    return inputs_of(query.inputs, slice(query.position, query.position + 1))
 
 
 def _logits(attribution: InfluenceAttribution | EnsembleAttribution, query: Query) -> Tensor:
     """Return the model's log-probabilities of the classes for the query [C], the mean over members."""
     tasks = attribution.tasks if isinstance(attribution, EnsembleAttribution) else (attribution.task,)
-    batch = as_examples(_one(query)).batch(np.arange(1))
+    batch = as_examples((_one(query), None)).batch(np.arange(1))
     members = []
     for task in tasks:
         with task.evaluating(), torch.no_grad():

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -32,9 +33,11 @@ __all__ = [
     "Seeds",
     "Test",
     "WeightsAgain",
+    "check_model",
     "finish",
     "labelled_rows",
     "opening",
+    "print_verdicts",
 ]
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder that whence audit wrote.")]
@@ -81,6 +84,7 @@ def opening(
         raise ConfigError(
             "--model FILE.py:FUNC must be given again: the run used your own model, and a run never imports code."
         )
+    check_model(model, opened)
     data = reload_data(opened, data_source)
     if out is not None:
         check_output(data, out, force=force)
@@ -88,6 +92,17 @@ def opening(
             raise DataError(f"{out} must be writable, got: no such folder. Make it, or choose another --out.")
     bring = bringing(model, weights, otherwise="use another command" if trains else None)
     return Opened(run=opened, data=data, bring=bring, training=training)
+
+
+def check_model(model: str | None, run: Run) -> None:
+    """Raise where a model comes with a run of the embedded one: it would have to be left unused.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if model is not None and run.manifest["model"]["embedded"]:
+        name = run.summary["model"]["name"]
+        raise ConfigError(f"--model must be left out: the run used the embedded {name}, got {model!r}.")
 
 
 def labelled_rows(opened: Opened, path: Path, option: str) -> LabelledData:
@@ -140,12 +155,17 @@ def _print(found: dict[str, Any], page: Path) -> None:
             style="" if way["kind"] in ("own", "before") else "dim",
         )  # fmt: skip
     console.print(table)
+    print_verdicts(console, found)
+    if found["file"] is not None:
+        console.print(f"rows: [bold]{escape(found['file'])}[/]", soft_wrap=True)
+    console.print(f"page: [bold]{escape(str(page))}[/]", soft_wrap=True)
+
+
+def print_verdicts(console: Console, found: dict[str, Any]) -> None:
+    """Print what measuring says of a treatment, and what was held out for it."""
     for said in (found["verdict"], found.get("against")):
         if said:
             colour = "green" if said["good"] else "red" if said["level"] == "reversed" else "yellow"
             console.print(f"[{colour}]●[/] {escape(said['sentence'])}")
     for sentence in found["said"]:
         console.print(f"[dim]{escape(sentence)}[/]")
-    if found["file"] is not None:
-        console.print(f"rows: [bold]{escape(found['file'])}[/]", soft_wrap=True)
-    console.print(f"page: [bold]{escape(str(page))}[/]", soft_wrap=True)

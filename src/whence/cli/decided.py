@@ -23,6 +23,7 @@ from whence.cli.again import (
     WeightsAgain,
     labelled_rows,
     opening,
+    print_verdicts,
 )
 from whence.cli.console import plain, print_json, terminal
 from whence.cli.options import AsJson, Cache, Processes, Quiet, Seed
@@ -68,6 +69,7 @@ def retrain_command(
             version=__version__, watch=watch,
         )  # fmt: skip
     write_outcome(opened.run.folder, found)
+    found = {**found, "file": None if out is None else str(out)}
     if out is not None:
         labels, kept = applied(opened.data, made)
         write_rows(opened.data, out, labels=labels, kept=kept, guarded=guard)
@@ -75,8 +77,6 @@ def retrain_command(
         print_json("retrain", found)
         return
     _print(found)
-    if out is not None:
-        terminal().print(f"rows: [bold]{escape(str(out))}[/]", soft_wrap=True)
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -91,4 +91,6 @@ def _print(found: dict[str, Any]) -> None:
         table.add_row(escape(plain(way["name"], 60)), f"{way['accuracy'][0]:.2%}", *told)
     console.print(table)
     console.print(f"predicted by influence: {100 * found['predicted']:+.2f} points")
-    console.print(f"[bold]{escape(found['verdict']['sentence'])}[/]")
+    print_verdicts(console, found)
+    if found["file"] is not None:
+        console.print(f"rows: [bold]{escape(found['file'])}[/]", soft_wrap=True)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import webbrowser
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from whence import __version__
+from whence.audit import UserModel
 from whence.audit.again import own_opinion
 from whence.audit.bench import Bring
+from whence.cli.again import check_model
 from whence.cli.console import terminal
 from whence.cli.options import Model, Weights
+from whence.cli.retrain import telling
 from whence.cli.usermodel import bringing
+from whence.data import LabelledData
 from whence.explorer import Opened, OwnModel, ServeSettings, open_site, serve
 
 __all__ = ["serve_command"]
@@ -38,9 +43,10 @@ def serve_command(
     Example: whence serve runs/sms --edit
     """
     settings = ServeSettings(host=host, port=port)
-    site = open_site(
-        run, data_source=data_source, edit=edit, against=against, bring=_bringing(model, weights), version=__version__
-    )
+    with telling(quiet=False) as watch:
+        watch.say("opening the run")
+        site = open_site(run, data_source=data_source, edit=edit, against=against, bring=_bringing(model, weights),
+                         version=__version__)  # fmt: skip
     out = terminal()
 
     def ready(address: str) -> None:
@@ -54,18 +60,20 @@ def serve_command(
 
 def _bringing(spec: str | None, weights: Path | None) -> Callable[[Opened], OwnModel] | None:
     """Return what brings the user's model; None without one."""
-    if spec is None:
-        return None
+    models = bringing(spec, weights)
+    return None if spec is None or models is None else partial(_own, spec, models)
 
-    brought = bringing(spec, weights)
-    assert brought is not None
-    models: Bring = brought
 
-    def bring(opened: Opened) -> OwnModel:
-        return OwnModel(
-            attribution=lambda: own_opinion(opened.run, opened.data, models).attribution,
-            inputs=lambda rows: models(rows).inputs,
-            bring=models,
-        )
+def _own(spec: str, models: Bring, opened: Opened) -> OwnModel:
+    """Return the user's model for a run; its function is called once with all rows, for it may be slow."""
+    check_model(spec, opened.run)
+    whole = cache(lambda: models(opened.data))
 
-    return bring
+    def bring(rows: LabelledData) -> UserModel:
+        return whole() if rows is opened.data else models(rows)
+
+    return OwnModel(
+        attribution=lambda: own_opinion(opened.run, opened.data, bring).attribution,
+        inputs=lambda rows: bring(rows).inputs,
+        bring=bring,
+    )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from whence.audit import Query, explain, reload_task
 from whence.audit.bench import Bring
+from whence.audit.explain import inputs_of
 from whence.data import LabelledData, as_examples
 from whence.explorer.opened import Opened, finite
 from whence.gradients import Gradients, Matrix
@@ -21,6 +22,7 @@ from whence.methods import InfluenceAttribution
 __all__ = ["Oracle", "OwnModel"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
+Make: TypeAlias = Callable[[LabelledData], Any]
 
 _NO_MODEL = (
     "The run used your own model, whose code is never imported from a run: start whence serve with --model "
@@ -39,7 +41,7 @@ class OwnModel:
     """
 
     attribution: Callable[[], InfluenceAttribution]
-    inputs: Callable[[LabelledData], Any]
+    inputs: Make
     bring: Bring
 
 
@@ -56,7 +58,7 @@ class Oracle:
     def __init__(self, opened: Opened, own: OwnModel | None = None) -> None:
         self.opened, self.own = opened, own
         self._lock = threading.Lock()
-        self._loaded: tuple[InfluenceAttribution, _Lazily] | None = None
+        self._loaded: tuple[InfluenceAttribution, Any, Make] | None = None
         self._offsets: Array | None = None
         self._between: Array | None = None
 
@@ -75,7 +77,7 @@ class Oracle:
     def explain_row(self, position: int, *, measured: str | None = None, k: int = 8) -> dict[str, Any]:
         """Explain a row of the data; see `whence.audit.explain`."""
         with self._lock:
-            attribution, inputs = self._load()
+            attribution, inputs, _ = self._load()
             data = self.opened.data
             asked = Query(rows=data, inputs=inputs, position=position)
             return explain(self.opened.run, data, attribution, asked, measured=measured, k=k)
@@ -85,8 +87,8 @@ class Oracle:
     ) -> dict[str, Any]:
         """Explain the first of new rows."""
         with self._lock:
-            attribution, inputs = self._load()
-            asked = Query(rows=rows, inputs=inputs.make(rows), position=0, labelled=labelled)
+            attribution, _, make = self._load()
+            asked = Query(rows=rows, inputs=make(rows), position=0, labelled=labelled)
             return explain(self.opened.run, self.opened.data, attribution, asked, measured=measured, k=k)
 
     def self_influence(self) -> Array:
@@ -107,14 +109,14 @@ class Oracle:
             and the lists are those of what helps and harms the row itself.
         """
         with self._lock:
-            attribution, inputs = self._load()
+            attribution, inputs, _ = self._load()
             data, name = self.opened.data, self.opened.ids[position]
             ids = [str(one) for one in attribution.ids.tolist()]
             if name not in set(ids) or attribution.decayed_weights is None:
                 return None
             offsets = self._decay_part(attribution)
             target = torch.from_numpy(data.labels[position : position + 1])
-            asked = as_examples((inputs[position : position + 1], target))
+            asked = as_examples((inputs_of(inputs, slice(position, position + 1)), target))
             values = attribution.products(asked, attribution.training_gradients)[0][0].double().cpu().numpy()
             scores = (values + offsets) / len(ids)
             order = np.argsort(-scores, kind="stable")
@@ -176,20 +178,23 @@ class Oracle:
             self._offsets = offsets
         return self._offsets
 
-    def _load(self) -> tuple[InfluenceAttribution, _Lazily]:
+    def _load(self) -> tuple[InfluenceAttribution, Any, Make]:
+        """Return the attribution, the inputs of the data's rows, and what makes inputs of new ones."""
         if self._loaded is None:
             if self.own is not None:
-                self._loaded = (self.own.attribution(), _Lazily(self.opened.data, self.own.inputs))
+                # what a function of the user's makes of a row may depend on the others: theirs are made together
+                self._loaded = (self.own.attribution(), self.own.inputs(self.opened.data), self.own.inputs)
             else:
                 _, preparation, attribution = reload_task(self.opened.run, self.opened.data)
-                self._loaded = (attribution, _Lazily(self.opened.data, preparation.transform))
+                make = preparation.transform
+                self._loaded = (attribution, _Lazily(self.opened.data, make), make)
         return self._loaded
 
 
 class _Lazily:
     """Inputs of rows that are made when they are asked for, the last ones kept: a page needs one of 60,000."""
 
-    def __init__(self, data: LabelledData, make: Callable[[LabelledData], Any]) -> None:
+    def __init__(self, data: LabelledData, make: Make) -> None:
         self.data, self.make = data, make
         self._last: tuple[range, Any] | None = None
 

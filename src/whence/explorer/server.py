@@ -6,6 +6,7 @@ import ipaddress
 import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def serve(site: Site, settings: ServeSettings, on_ready: Callable[[str], None]) 
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((settings.host, settings.port))
+            listener.listen()  # whoever follows the address at once waits, and is not turned away
         except OSError as error:
             raise ConfigError(
                 f"--port must be free on {settings.host}, got {settings.port} ({error.strerror}). Leave it out."
@@ -119,4 +121,5 @@ def serve(site: Site, settings: ServeSettings, on_ready: Callable[[str], None]) 
             server_header=False, timeout_graceful_shutdown=1,
         )  # fmt: skip
         on_ready(door.address)
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # Ctrl-C is how it is ended: uvicorn raises it again when all is closed
+            uvicorn.Server(config).run(sockets=[listener])
