@@ -11,8 +11,9 @@ import pandas as pd
 
 from whence.explorer.opened import Opened, finite
 from whence.explorer.problems import Problem
+from whence.explorer.sources import sources_of
 
-__all__ = ["columns_of", "groups_page", "rows_of_group"]
+__all__ = ["TITLES", "columns_of", "groups_page", "rows_of_group"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -20,6 +21,7 @@ _BINS = 5
 _LISTED = 60
 _MISSING = "missing"
 _CLASS, _SUGGESTED, _SPLIT, _COPIES = "(label)", "(suggested label)", "(split)", "(copies)"
+TITLES = {_CLASS: "given label", _SUGGESTED: "suggested label", _SPLIT: "split", _COPIES: "copies"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,7 @@ def groups_page(opened: Opened, column: str) -> dict[str, Any]:
         "more": max(0, len(order) - _LISTED),
         "share": finite(opened.flagged.mean()),
         "largest": finite(share.max(initial=0)) or 1.0,
+        "sources": sources_of(opened),
     }  # fmt: skip
 
 
