@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from pages import DOCS, ROOT, Block, blocks, check_command, commands, run, same
 
+from browsing import WIDTHS, Window
 from whence.cli.methods import METHODS
 
 PAGES = sorted(DOCS.rglob("*.md"))
 RUN = [page for page in PAGES if any(block.language in ("python", "bash") for block in blocks(page))]
+# what is the theme's own: menus of one name, a search without one, code that scrolls (a browser lets keys reach it)
+THEME = ("landmark-unique", "aria-dialog-name", "scrollable-region-focusable")
 EXTERNAL = ("script", "link", "img", "iframe", "source")
 
 
@@ -111,3 +118,35 @@ def test_code_runs_and_prints_what_the_page_shows(
         assert block.output is not None
         shown = block.output.body
         assert same(shown, printed, numbers=block.language == "python"), f"{block.page}:{block.line}\n{printed}"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files, and says nothing of it."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def address(site: dict[Path, Links]) -> Iterator[str]:
+    """Serve the site: from files, a browser refuses what its search loads."""
+    folder = next(page.parent for page in site if page.name == "tutorial.html")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["index", "tutorial", "methods/ekfac", "jobs/label-errors"])
+def test_anybody_can_read_it(address: str, window: Window, name: str) -> None:
+    for theme, scheme in (("light", "default"), ("dark", "slate")):
+        window.page.emulate_media(color_scheme=theme)
+        window.page.goto(f"{address}/{name}.html", wait_until="networkidle")
+        window.page.wait_for_selector(f"[data-md-color-scheme={scheme}]")
+        for width in WIDTHS:
+            window.size(width)
+            found = [one for one in window.violations() if not one.startswith(THEME)]
+            assert (found, window.fits(), window.errors) == ([], True, []), (theme, width)

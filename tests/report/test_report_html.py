@@ -1,10 +1,8 @@
 import base64
 import hashlib
 import json
-import os
 import re
-import shutil
-import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -252,27 +250,27 @@ def test_an_explanation_without_arguments_still_stands() -> None:
     assert Page(render_explanation(explanation)).text.count("None.") == 2
 
 
-@pytest.mark.skipif(not os.environ.get("WHENCE_BROWSER"), reason="WHENCE_BROWSER names no Chromium")
 @pytest.mark.parametrize("kind", ["text", "tabular", "image"])
-def test_a_browser_draws_the_cards_and_runs_nothing_else(kind, summary_of, tmp_path) -> None:
+def test_a_browser_draws_the_cards_and_runs_nothing_else(kind, summary_of, tmp_path, window) -> None:
     summary = summary_of(make_data(kind)) if kind == "image" else hostile_summary(kind)
     (tmp_path / "report.html").write_text(render(summary), encoding="utf-8")
-    browser = shutil.which(os.environ["WHENCE_BROWSER"])
-    assert browser
-    done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--virtual-time-budget=3000",
-         "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
-         f"file://{tmp_path / 'report.html'}#suspect-2"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    dom = done.stdout
+    window.page.goto(f"{(tmp_path / 'report.html').as_uri()}#suspect-2")
+    assert "These training rows argue most against" in window.page.inner_text("#suspect-2")
+    dom = window.page.content()
     assert dom.count('id="suspect-') == 6 and "owned</title>" not in dom
-    opened = dom[dom.index('id="suspect-2"') : dom.index('id="suspect-3"')]
-    assert "These training rows argue most against" in opened
     page = Page(dom)
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     pictures = [attributes["src"][:5] for tag, attributes in page.tags if tag == "img"]
     assert set(pictures) == ({"data:"} if kind == "image" else set())
+    window.sound_everywhere()
+
+
+def test_a_report_of_twenty_classes_with_long_names_fits(summary_of, tmp_path, window) -> None:
+    names = tuple(f"{'verylongname' * (i % 4)} class {i}" for i in range(20))
+    data = replace(make_data("text", classes=20), classes=names)
+    (tmp_path / "report.html").write_text(render(summary_of(data)), encoding="utf-8")
+    window.page.goto((tmp_path / "report.html").as_uri())
+    window.sound_everywhere()
 
 
 def test_names_that_cannot_be_encoded_do_not_stop_a_page(summary_of) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 from whence.explorer.beside import compare_page
 from whence.explorer.classes import classes_page
 from whence.explorer.export import export_page
-from whence.explorer.groups import groups_page
+from whence.explorer.groups import TITLES, groups_page
 from whence.explorer.queue import SHOWN, asked_of
 from whence.explorer.render import render
 from whence.explorer.scatter import scatter_page
 from whence.explorer.site import Site, queue_page, row_page
 from whence.explorer.why import why_page
+from whence.report.formats import number
 
 __all__ = ["PAGES", "Page", "page_html", "problem_html"]
 
@@ -65,7 +67,20 @@ def _why(site: Site, page: dict[str, Any]) -> dict[str, Any]:
 
 def _classes(site: Site, page: dict[str, Any]) -> dict[str, Any]:
     values = [abs(value) for row in page["influence"] or [] for value in row if value is not None]
-    return {"found": page, "largest": max(values, default=0.0) or 1.0}
+    largest = max(values, default=0.0) or 1.0
+    power = math.floor(math.log10(largest))  # one power of ten for the whole table: its numbers are compared
+    unit = 10.0**power if power < -1 else 1.0
+    scale = {"unit": unit, "name": f"units of {number(unit, 1).removeprefix('1×')} " if power < -1 else ""}
+    return {"found": page, "largest": largest, "scale": scale, "example": _strongest(page, largest)}
+
+
+def _strongest(page: dict[str, Any], largest: float) -> dict[str, Any] | None:
+    """Return the influence of largest size, to be told in words."""
+    for helped, row in zip(page["classes"], page["influence"] or [], strict=False):
+        for leaving, value in zip(page["classes"], row, strict=True):
+            if value is not None and abs(value) == largest:
+                return {"helped": helped, "leaving": leaving, "value": value}
+    return None
 
 
 def _cells(content: Mapping[str, Any]) -> dict[str, str]:
@@ -100,4 +115,5 @@ def _rendered(site: Site, template: str, here: str, values: dict[str, Any]) -> s
         "pages": {page.name: (page.path, page.title) for page in PAGES if page.title}, "here": here,
         "source": data.source or "data in memory", "rows": len(data), "kind": data.kind, "edit": site.edit,
     }  # fmt: skip
-    return render(template, {"site": frame, "unit": site.unit or "", "classes": data.classes, **values})
+    common = {"site": frame, "unit": site.unit or "", "classes": data.classes, "titles": TITLES}
+    return render(template, {**common, **values})

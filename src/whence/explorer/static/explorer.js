@@ -1,9 +1,9 @@
 (function () {
   "use strict";
   var DONE = { keep: "kept", relabel: "relabelled", drop: "dropped", unsure: "unsure" };
-  var KEYS = { y: "keep", r: "relabel", d: "drop", u: "unsure", x: "clear" };
+  var KEYS = { y: "keep", r: "relabel", d: "drop", u: "unsure" };
   var said = document.getElementById("said");
-  var silence = 0;
+  var silence = 0, made = [];
 
   function say(text) {
     said.textContent = text;
@@ -38,25 +38,29 @@
     else if (!follow(step > 0 ? "next" : "prev")) say("There are no more rows.");
   }
 
-  function show(card, made) {
+  function show(card, decision) {
     var place = card.querySelector("[data-made]");
     place.replaceChildren();
-    if (made) {
+    if (decision) {
       var word = document.createElement("b");
-      word.className = "did " + made.action;
-      word.textContent = DONE[made.action];
+      word.className = "did " + decision.action;
+      word.textContent = DONE[decision.action];
       place.append(word);
-      if (made.label) {
+      if (decision.label) {
         var label = document.createElement("span");
         label.className = "label suggested";
         label.dir = "auto";
-        label.textContent = made.label;
+        label.textContent = decision.label;
         place.append(" ", label);
       }
     }
     card.querySelectorAll("[data-action]").forEach(function (button) {
-      if (button.dataset.action === "clear") button.hidden = !made;
-      else button.setAttribute("aria-pressed", String(Boolean(made) && made.action === button.dataset.action));
+      if (button.dataset.action !== "clear") {
+        button.setAttribute("aria-pressed", String(Boolean(decision) && decision.action === button.dataset.action));
+        return;
+      }
+      if (!decision && button === document.activeElement) card.focus();  // what vanishes drops the focus
+      button.hidden = !decision;
     });
   }
 
@@ -79,10 +83,19 @@
     }).then(function (answer) { return answer.json(); }).then(function (found) {
       if (found.error) { say(found.error.message); return; }
       show(card, found.decision);
+      made = made.filter(function (id) { return id !== found.id; }).concat(found.decision ? [found.id] : []);
       counted(found.counts);
       say("Row " + card.dataset.row + ": " + (found.decision ? DONE[action] + (body.label ? " as " + body.label : "") : "decision undone") + ".");
       if (onward && action !== "clear") move(1);
     }).catch(function () { say("The explorer does not answer: is it still running?"); });
+  }
+
+  function undo(card) {
+    if (card && card.querySelector(".did")) { decide(card, "clear", false); return; }
+    var last = cards().find(function (one) { return one.dataset.row === made[made.length - 1]; });
+    if (!last) { say("There is no decision to undo."); return; }
+    go(last);
+    decide(last, "clear", false);
   }
 
   document.addEventListener("click", function (event) {
@@ -92,13 +105,17 @@
 
   document.addEventListener("keydown", function (event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.closest("input, select, textarea")) return;
+    if (event.target.closest("input, select, textarea")) {
+      if (event.key === "Escape") event.target.blur();
+      return;
+    }
     var key = event.key.toLowerCase();
     var card = current();
     if (key === "j") move(1);
     else if (key === "k") move(-1);
     else if (key === "n") follow("next");
     else if (key === "p") follow("prev");
+    else if (key === "x" && (card || made.length)) undo(card);
     else if (!card) return;
     else if (KEYS[key]) decide(card, KEYS[key], !card.hasAttribute("data-alone"));
     else if (key === "o" && card.dataset.link) location.assign(card.dataset.link);
@@ -108,6 +125,15 @@
     } else return;
     event.preventDefault();
   });
+
+  var narrow = matchMedia("(max-width: 44rem)");
+  function fold() {
+    document.querySelectorAll("details.fold").forEach(function (one) { one.open = !narrow.matches; });
+    var here = document.querySelector("nav [aria-current=page]");
+    if (here) here.parentNode.scrollLeft = here.offsetLeft - here.parentNode.offsetLeft - 40;
+  }
+  narrow.addEventListener("change", fold);
+  fold();
 
   cards().forEach(function (card) {
     var word = card.querySelector(".did");

@@ -11,7 +11,7 @@
     } else if (job.state === "failed") {
       place.textContent = job.error;
       if (button) button.disabled = false;
-    } else if (job.state === "done" && started) location.reload();
+    } else if (job.state === "done" && started) { location.hash = "outcome"; location.reload(); }
   }
 
   function answer(response) { return response.json(); }
@@ -23,10 +23,12 @@
   if (button) {
     button.addEventListener("click", function () {
       button.disabled = true;
+      place.focus();  // a disabled button would drop the focus
       started = true;
       fetch("/retrain.json", { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" })
         .then(answer).then(read).catch(lost);
     });
   }
   if (started) ask();
+  else if (location.hash === "#outcome" && document.getElementById("outcome")) document.getElementById("outcome").focus();
 })();

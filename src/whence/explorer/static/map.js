@@ -170,9 +170,13 @@
   }
 
   function tell() {
-    var b = bounds(), rows = 0, suspects = 0;
-    for (var i = 0; i < found.suspect.length; i++) if (inside(i, b)) { rows++; suspects += found.suspect[i]; }
-    chosen.textContent = rows.toLocaleString("en") + (rows === 1 ? " row" : " rows") + ", " + suspects.toLocaleString("en") + " of them suspect";
+    var b = bounds(), rows = 0, suspects = 0, nowhere = 0;
+    for (var i = 0; i < found.suspect.length; i++) {
+      if (found.x.values[i] === null || found.y.values[i] === null) nowhere++;
+      else if (inside(i, b)) { rows++; suspects += found.suspect[i]; }
+    }
+    chosen.textContent = rows.toLocaleString("en") + (rows === 1 ? " row" : " rows") + ", " + suspects.toLocaleString("en") + " of them suspect" +
+      (nowhere ? "; " + nowhere.toLocaleString("en") + " more have no such value and are not drawn" : "");
     link.hidden = (whole(b) && b.given === "") || rows === 0;
     var part = function (axis, low, high) {
       return low === -Infinity && high === Infinity ? [] : [axis.name + ":" + (low === -Infinity ? -1e300 : low) + ":" + (high === Infinity ? 1e300 : high)];
@@ -185,6 +189,7 @@
   }
 
   function redraw() { if (!drawing) drawing = requestAnimationFrame(draw); }
+  function redrawn() { if (found) redraw(); }
   function changed() { tell(); redraw(); }
 
   function unit(event) {
@@ -263,8 +268,9 @@
   form.addEventListener("input", changed);
   form.addEventListener("submit", function (event) { event.preventDefault(); });
   document.getElementById("whole").addEventListener("click", function () { form.reset(); changed(); });
-  window.addEventListener("resize", redraw);
-  document.getElementById("theme").addEventListener("click", redraw);
+  window.addEventListener("resize", redrawn);
+  new MutationObserver(redrawn).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawn);
 
   chosen.textContent = "Loading the rows …";
   fetch("/points.json?" + new URLSearchParams({ x: holder.dataset.x, y: holder.dataset.y }))

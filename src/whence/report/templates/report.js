@@ -86,7 +86,7 @@
       });
       return line;
     });
-    return make("div", { "class": "scroll", tabindex: "0", role: "region", "aria-label": "This row beside its evidence" },
+    return make("div", { "class": "scroll", tabindex: "0", role: "region", "aria-label": "Row " + row.id + " beside its evidence" },
       make("table", { "class": "compare" }, make("thead", {}, head), make("tbody", {}, body)),
       make("p", { "class": "quiet-text" }, "Faded cells equal those of this row."));
   }
@@ -114,7 +114,7 @@
   }
 
   function signalsOf(row) {
-    return make("div", { "class": "signals" }, make("h4", {}, "Signals"),
+    return make("div", { "class": "signals" }, make("h3", {}, "Signals"),
       make("table", {}, make("tbody", {}, row.signals.map(function (one, i) {
         var about = data.signals[i];
         var dot = make("i", { "class": "dot" });
@@ -137,7 +137,7 @@
     var side = make("div", { "class": "side" });
     if (row.signals.length) side.append(signalsOf(row));
     if (row.duplicates) {
-      side.append(make("div", { "class": "copies" }, make("h4", {}, "Copies of this row"), make("ul", {}, row.duplicates.map(function (one) {
+      side.append(make("div", { "class": "copies" }, make("h3", {}, "Copies of this row"), make("ul", {}, row.duplicates.map(function (one) {
         return make("li", {}, label(one[1], "given"), " row ", make("code", {}, one[0]), one[2] === "near" ? " (nearly the same)" : "");
       }))));
     }
@@ -168,7 +168,7 @@
     else if (row.duplicates) where.append(make("span", { "class": "flag calm" }, row.duplicates.length === 1 ? "1 copy" : row.duplicates.length + " copies"));
     if (!row.flagged) where.append(make("span", { "class": "flag calm" }, "below the threshold"));
     var change = make("p", { "class": "change" }, label(row.given, "given"),
-      make("span", { "class": "arrow", "aria-label": "suggested" }, "→"), label(row.suggested, "suggested"));
+      make("span", { "class": "arrow", role: "img", "aria-label": "suggested" }, "→"), label(row.suggested, "suggested"));
     var suspicion = make("p", { "class": "suspicion", title: "Suspicion, from 0 to 1" },
       meter(100 * (row.suspicion || 0)), make("b", {}, row.suspicion === null ? "–" : row.suspicion.toFixed(3)));
     var more = make("details", {}, summaryOf(row));
