@@ -43,6 +43,7 @@ from whence.uses.label_errors import Members, find_label_errors
 WRONG = 20  # one label in so many
 PART = 20  # one row in so many trains the model
 LIMIT = 300  # milliseconds
+RUNS = {"run": 0, "other": 1}  # what is shown, and what it is compared with: the model of each begins at another row
 TOKEN = "benchmark"
 
 
@@ -58,10 +59,11 @@ def main() -> None:
                             judged=not arguments.tiny)  # fmt: skip
     with tempfile.TemporaryDirectory() as spare:
         folder = arguments.folder or Path(spare) / "run"
-        if not (folder / "run" / "manifest.json").is_file():
-            make_run(folder, arguments)
+        for name, start in RUNS.items():
+            if not (folder / name / "manifest.json").is_file():
+                make_run(folder, name, start, arguments)
         started = time.perf_counter()
-        site = open_site(folder / "run", edit=True)
+        site = open_site(folder / "run", edit=True, against=folder / "other")
         report.figures["rows"] = len(site.opened)
         report.figures["open_s"] = time.perf_counter() - started
         with served(site) as port:
@@ -70,8 +72,8 @@ def main() -> None:
     tables.renew(support.results_folder(arguments))
 
 
-def make_run(folder: Path, arguments: argparse.Namespace) -> None:
-    """Write the data and a run of it."""
+def make_run(folder: Path, name: str, start: int, arguments: argparse.Namespace) -> None:
+    """Write the data and a run of it by a model that was trained from row ``start`` on."""
     x, y = rows(arguments.tiny)
     wrong = np.random.default_rng(0).permutation(len(y))[: len(y) // WRONG]
     y[wrong] = (y[wrong] + 1 + np.random.default_rng(1).integers(0, 9, len(wrong))) % 10
@@ -79,7 +81,7 @@ def make_run(folder: Path, arguments: argparse.Namespace) -> None:
     source = folder / "rows.npz"
     np.savez(source, x=x, y=y)
     data = read(source)
-    write_run(audited(data), folder / "run", source=str(source), options=ReadOptions())
+    write_run(audited(data, start), folder / name, source=str(source), options=ReadOptions())
 
 
 def rows(tiny: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -91,12 +93,12 @@ def rows(tiny: bool) -> tuple[np.ndarray, np.ndarray]:
         return train["x"], train["y"].astype(np.int64)
 
 
-def audited(data: LabelledData) -> Audit:
-    """Return an audit of all rows by the embedded model, trained on one in ``PART``."""
+def audited(data: LabelledData, start: int) -> Audit:
+    """Return an audit of all rows by the embedded model, trained on one in ``PART`` from ``start`` on."""
     default = default_for(data)
     inputs = default.preparation.transform(data) if default.inputs is None else default.inputs
     examples = as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids)
-    task = default.recipe.task(default.recipe.train(examples.select(np.arange(0, len(examples), PART))))
+    task = default.recipe.task(default.recipe.train(examples.select(np.arange(start, len(examples), PART))))
     attribution = Influence(curvature=EKFAC(damping=Relative(default.damping)), layers="last").fit(task, examples)
     logits = predict(task, examples).numpy()
     suspects = find_label_errors(Members(logits=logits, attribution=attribution), data=data)
@@ -143,6 +145,7 @@ def measure(site: Site, port: int, requests: int, report: support.Report) -> Non
         "points of the map": lambda i: get("/points.json"),
         "classes": lambda i: get("/classes"),
         "groups": lambda i: get("/groups"),
+        "two runs compared": lambda i: get("/compare"),
         "export": lambda i: get("/export"),
     }  # fmt: skip
     pages = {}

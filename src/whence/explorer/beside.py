@@ -21,9 +21,9 @@ _LISTS = {"first": "this run alone", "second": "the other run alone", "both": "b
 
 def compare_page(site: Site, given: Mapping[str, str]) -> dict[str, Any]:
     """Return both runs' cards, their agreement, and the rows that one of them suspects; ``other`` None without one."""
-    if site.against is None:
-        return {"other": None, "name": str(site.opened.run.folder)}
-    mine, other = site.opened, _aligned(site.opened, site.against)
+    mine, other = site.opened, site.beside
+    if site.against is None or other is None:
+        return {"other": None, "name": str(mine.run.folder)}
     there = other["suspicion"].notna().to_numpy()
     first, second = mine.flagged, other["is_suspect"].fillna(False).to_numpy(dtype=bool)
     a, b = mine.column("suspicion"), other["suspicion"].to_numpy(dtype=np.float64)
@@ -41,12 +41,6 @@ def compare_page(site: Site, given: Mapping[str, str]) -> dict[str, Any]:
         "lists": {name: _listed(site, mask, a, b, name) for name, mask in masks.items()},
         "titles": _LISTS,
     }  # fmt: skip
-
-
-def _aligned(mine: Opened, run: Run) -> pd.DataFrame:
-    """Return another run's list in the order of this run's rows; rows that it does not have are missing."""
-    listed = run.suspects.assign(id=run.suspects["id"].astype(str)).drop_duplicates("id").set_index("id")
-    return listed.reindex(mine.ids).reset_index()
 
 
 def _labels(opened: Opened) -> np.ndarray:

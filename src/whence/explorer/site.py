@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from whence.audit import Run
 from whence.audit.decisions import ACTIONS, Decision, Decisions
@@ -19,6 +21,7 @@ from whence.explorer.queue import asked_of, card_of, page_of
 __all__ = ["Site", "decide", "queue_page", "row_page"]
 
 _CHARACTERS = 20_000
+_BESIDE = ["id", "label", "suspicion", "is_suspect"]
 _COPIES = 10
 
 
@@ -47,6 +50,15 @@ class Site:
         """Unit of scores."""
         unit = self.opened.run.summary["method"].get("unit")
         return unit if isinstance(unit, str) else None
+
+    @cached_property
+    def beside(self) -> pd.DataFrame | None:
+        """What the other run says, in the order of this run's rows; missing for rows that it does not have."""
+        if self.against is None:
+            return None
+        listed = self.against.suspects[_BESIDE]
+        listed = listed.assign(id=listed["id"].astype(str)).drop_duplicates("id").set_index("id")
+        return listed.reindex(self.opened.ids).reset_index()
 
 
 def queue_page(site: Site, given: Mapping[str, str]) -> dict[str, Any]:
