@@ -20,6 +20,7 @@ from cli_samples import Audited, Outcome, write_csv
 from safetensors.torch import load_file
 
 from whence.explorer import Problem, Site
+from whence.explorer.pages import PAGES, page_html
 from whence.explorer.site import decide, row_page
 from whence.explorer.why import answer_page
 
@@ -61,8 +62,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for i in range(80):
         a = 2 * (i % 2) - 1 + generator.normal(0, 0.4)
-        rows.append((f"r{i}", f"{a:.3f}", f"{generator.normal():.3f}", ("no", "yes")[(i % 2) ^ (i % 10 == 3)]))
-    write_csv(folder / "own.csv", rows, ("id", "a", "b", "label"))
+        rows.append((f"r{i}", f"{a:.3f}", f"{generator.normal():.3f}", ("no", "yes")[(i % 2) ^ (i % 10 == 3)],
+                     "<b>web</b>" if i % 3 else "desk"))  # fmt: skip
+    write_csv(folder / "own.csv", rows, ("id", "a", "b", "label", "source"))
     (folder / "model.py").write_text(CODE)
     return folder
 
@@ -71,7 +73,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def audits(call: Call, place: Path, tmp_path: Path) -> Callable[..., tuple[Path, str]]:
     def of(function: str, *options: object) -> tuple[Path, str]:
         spec = f"{place / 'model.py'}:{function}"
-        own = ("--label", "label", "--model", spec, *options)
+        own = ("--label", "label", "--drop", "source", "--model", spec, *options)
         shown = call("audit", place / "own.csv", *own, "--out", tmp_path / "run")
         assert shown.code == 0, shown.err
         return tmp_path / "run", spec
@@ -143,6 +145,27 @@ def test_an_own_model_that_is_not_brought_again_leaves_the_evidence(audits, open
     decide(site, {"id": "r3", "action": "drop"})
     site.retraining.start()
     assert "--model" in finished(site)["error"]
+
+
+def test_what_the_command_says_of_sources_is_shown_with_the_groups(call: Call, audits, opened) -> None:
+    run, spec = audits("recipe")
+    site = opened(run, "--model", spec)
+    page = next(page for page in PAGES if page.name == "groups")
+    assert page.view(site, {})["sources"] is None
+    for options in (("--groups", "source"), ("--known", "label"), ()):
+        assert call("sources", run, "--model", spec, *options).code == 0
+        found = page.view(site, {})
+        shown, kept = page_html(site, page, found), json.loads((run / "sources.json").read_text(encoding="utf-8"))
+        if options[:1] == ("--groups",):
+            effects = np.array([one["effects"] for one in kept["groups"]])
+            np.testing.assert_allclose([one["effects"] for one in found["sources"]["groups"]], effects, rtol=1e-5)
+            assert "&lt;b&gt;web&lt;/b&gt;" in shown and "<b>web</b>" not in shown
+        else:
+            assert [one["id"] for one in found["sources"]["rows"]] == [one["id"] for one in kept["listed"]]
+            assert f"{found['sources']['changed']}" in shown
+    for damaged in ("{", "[]", json.dumps({**kept, "listed": 3}), json.dumps({**kept, "format": 2})):
+        (run / "sources.json").write_text(damaged)
+        assert page.view(site, {})["sources"] is None
 
 
 def test_what_cannot_be_served_is_refused_in_one_line(call: Call, audits, audited: Audited, tmp_path: Path) -> None:
