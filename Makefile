@@ -44,6 +44,8 @@ reproduce: $(VENV)/.ready
 	$(BIN)/python benchmarks/index.py --threads $(THREADS) $(if $(TINY),--tiny)
 	$(BIN)/python benchmarks/label_errors.py --threads $(THREADS) $(if $(TINY),--tiny)
 	$(BIN)/python benchmarks/explorer.py --threads $(THREADS) $(if $(TINY),--tiny)
+	$(BIN)/python benchmarks/explorer_drive.py --threads $(THREADS) $(if $(TINY),--tiny)
+	$(BIN)/python benchmarks/predicted_change.py --threads $(THREADS) $(if $(TINY),--tiny)
 
 reproduce: reproduce-attack
 reproduce-attack: $(VENV)/.ready

@@ -16,9 +16,11 @@ from attack_tables import attacks
 from crossloss_model_tables import crossloss_models
 from crossloss_word_tables import crossloss_words
 from detector_tables import detectors
+from explorer_tables import explorers
 from influence_tables import influences
 from matrix_tables import brittleness, matrix
 from pieces import machine, table
+from predicted_tables import predicted
 from speed_tables import speed
 from truth_tables import truth
 from turnover_tables import turnover
@@ -52,7 +54,9 @@ def renew(folder: Path | None) -> None:
     truths = [*_oracles(results), *truth(results), *matrix(results, folder), *brittleness(results)]
     truths += [*influences(results), *attacks(results), *detectors(results)]
     truths += [*turnover(results), *crossloss_models(results), *crossloss_words(results)]
-    parts = [_HEAD, *speed(results, folder), *truths, *_label_errors(results), *_gates(results)]
+    parts = [_HEAD, *speed(results, folder), *truths, *_label_errors(results)]
+    parts += [*explorers(results), *predicted(results)]
+    parts += _gates(results)
     (folder.parent / "README.md").write_text("\n".join(parts).rstrip() + "\n", "utf-8")
 
 

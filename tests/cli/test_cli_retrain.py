@@ -67,7 +67,7 @@ def test_decisions_are_measured_told_kept_and_written(call: Call, audited: Audit
     out = tmp_path / "decided.csv"
     shown = call("retrain", run, "--seeds", 1, "--out", out, "--no-guard")
     assert shown.code == 0, shown.err
-    assert "retraining: 3 trainings" in shown.err and "predicted by influence: " in shown.out
+    assert "retraining: 3 trainings" in shown.err and "predicted (response of the last layer): " in shown.out
     assert "decisions applied" in shown.out and "held out" in shown.out and str(out) in shown.out
     kept = json.loads((run / OUTCOME).read_text(encoding="utf-8"))
     assert kept["kind"] == "decisions" and np.isfinite(kept["predicted"])

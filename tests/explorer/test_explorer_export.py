@@ -142,7 +142,16 @@ def test_one_job_runs_at_a_time(tmp_path) -> None:
     assert job.told()["outcome"] is None
 
 
-def test_predicted_change_is_that_of_the_margins(opens) -> None:
+def test_rows_left_out_alone_are_predicted_too(opens) -> None:
+    opened = opens("tabular").site.opened
+    made = tuple(Decision(id=name, action="drop", label=None, given=opened.label(opened.position(name)))
+                 for name in opened.ids[:6])  # fmt: skip
+    settings = DecidedSettings(decisions=made, training=AgainSettings(seeds=1))
+    found = retrain_run(opened.run, opened.data, settings, test=opened.data.rows(np.arange(10, 40)))
+    assert found["predicted_by"] == "response of the last layer" and -1 <= found["predicted"] <= 1
+
+
+def test_predicted_change_is_that_of_the_margins(opens, monkeypatch) -> None:
     """Relabelling everything to the other class must predict, and give, an accuracy that falls."""
     client = opens("tabular")
     opened = client.site.opened
@@ -157,5 +166,8 @@ def test_predicted_change_is_that_of_the_margins(opens) -> None:
     found = retrain_run(opened.run, opened.data, DecidedSettings(decisions=made, training=training), test=test)
     assert found["predicted"] <= 0
     assert found["ways"][1]["change"][0] <= 0
+    monkeypatch.setattr("whence.audit.decided.last_layer_response", lambda *args, **more: None)
+    first = retrain_run(opened.run, opened.data, DecidedSettings(decisions=made, training=training), test=test)
+    assert first["predicted"] <= 0 and first["predicted_by"] == "influence, first order"
     with pytest.raises(ConfigError, match="Decide first"):
         retrain_run(opened.run, opened.data, DecidedSettings(decisions=(), training=training))

@@ -90,7 +90,7 @@ def _print(found: dict[str, Any]) -> None:
         told = ("", "") if way["kind"] == "before" else (f"{change:+.2f}", f"{low:+.2f} to {high:+.2f}")
         table.add_row(escape(plain(way["name"], 60)), f"{way['accuracy'][0]:.2%}", *told)
     console.print(table)
-    console.print(f"predicted by influence: {100 * found['predicted']:+.2f} points")
+    console.print(f"predicted ({found['predicted_by']}): {100 * found['predicted']:+.2f} points")
     print_verdicts(console, found)
     if found["file"] is not None:
         console.print(f"rows: [bold]{escape(found['file'])}[/]", soft_wrap=True)

@@ -10,6 +10,7 @@ from whence.evaluate.lds import LDS, gain, lds
 from whence.evaluate.leave_out import leave_group_out, leave_one_out
 from whence.evaluate.measurements import Accuracy, Margin
 from whence.evaluate.pbrf import pbrf
+from whence.evaluate.response import last_layer_response
 from whence.evaluate.retraining import Retraining
 from whence.evaluate.stability import Pairs, Stability, stability
 from whence.evaluate.statistics import Interval
@@ -57,6 +58,7 @@ __all__ = [
     "detection",
     "estimate",
     "gain",
+    "last_layer_response",
     "lds",
     "leave_group_out",
     "leave_one_out",
