@@ -33,6 +33,19 @@ def test_recovers_the_rate_of_calibrated_predictions(classes: int, rate: float, 
     assert wrong[found.posterior > 0.5].mean() > 0.6
 
 
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(rare=st.sampled_from([1, 3, 8]), rate=st.sampled_from([0.05, 0.1]), seed=st.integers(0, 1000))
+def test_a_class_of_a_few_rows_takes_no_share_of_the_errors(rare: int, rate: float, seed: int) -> None:
+    """With errors among two classes, a third of a few rows must not hide them."""
+    two, labels, _ = calibrated(3000, 2, rate, seed)
+    alone = estimate_noise(two, labels)
+    logits = np.concatenate([two, np.full((3000, 1), -7.0)], 1)
+    logits, labels = np.concatenate([logits, np.tile([0.0, 0.0, 1.0], (rare, 1))]), np.append(labels, [2] * rare)
+    found = estimate_noise(logits, labels)
+    assert found.rate == pytest.approx(alone.rate, abs=0.01)
+    assert abs(found.count - alone.count) <= 0.1 * alone.count + 3
+
+
 @pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
 def test_temperature_undoes_a_scale_of_the_logits(scale: float) -> None:
     logits, labels, wrong = calibrated(3000, 3, 0.1, 5)
