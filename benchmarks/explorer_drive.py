@@ -43,7 +43,7 @@ def main() -> None:
     """Drive every part."""
     made = support.parser(__doc__.splitlines()[0], threads=2)
     made.add_argument("--parts", nargs="+", choices=drive_data.PARTS, default=None)
-    made.add_argument("--folder", type=Path, default=None, help="where data and runs are kept; audits are used again")
+    made.add_argument("--folder", type=Path, default=None, help="where data and runs are kept, and used again")
     made.add_argument("--pictures", type=Path, default=None, help="folder for pictures of every page")
     arguments = made.parse_args()
     if drive_steps.browser_path() is None:
@@ -70,9 +70,9 @@ def drive(part: Part, folder: Path, arguments: argparse.Namespace, report: suppo
     figures |= {"rows": part.rows, "wrong": len(part.wrong)}
     run = folder / "run"
     figures["audit"] = audit(part, run)
-    for left in ("decisions.parquet", "decided.json", "cache"):
-        found = run / left
-        shutil.rmtree(found, ignore_errors=True) if found.is_dir() else found.unlink(missing_ok=True)
+    for left in ("decisions.parquet", "retrain.json"):
+        (run / left).unlink(missing_ok=True)
+    figures["trainings_kept"] = len(list((run / "cache").rglob("*.npy")))
     with served(run, figures) as address, drive_steps.at_the_explorer(arguments.pictures, part.name) as person:
         done, decided = go_through(person, part, folder, address, report)
         report.gate(f"{part.name}: errors in the browser's console", len(person.errors), high=0)

@@ -29,13 +29,13 @@
     return Boolean(link);
   }
 
-  function move(step) {
+  function move(step, told) {
     var all = cards();
     if (all.length && all[0].hasAttribute("data-alone")) { follow(step > 0 ? "next" : "prev"); return; }
     var here = all.indexOf(current());
     var next = all[here < 0 ? 0 : here + step];
     if (next) go(next);
-    else if (!follow(step > 0 ? "next" : "prev")) say("There are no more rows.");
+    else if (!follow(step > 0 ? "next" : "prev")) say((told ? told + " " : "") + "There are no more rows.");
   }
 
   function show(card, decision) {
@@ -85,8 +85,9 @@
       show(card, found.decision);
       made = made.filter(function (id) { return id !== found.id; }).concat(found.decision ? [found.id] : []);
       counted(found.counts);
-      say("Row " + card.dataset.row + ": " + (found.decision ? DONE[action] + (body.label ? " as " + body.label : "") : "decision undone") + ".");
-      if (onward && action !== "clear") move(1);
+      var told = "Row " + card.dataset.row + ": " + (found.decision ? DONE[action] + (body.label ? " as " + body.label : "") : "decision undone") + ".";
+      say(told);
+      if (onward && action !== "clear") move(1, told);
     }).catch(function () { say("The explorer does not answer: is it still running?"); });
   }
 
