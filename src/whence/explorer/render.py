@@ -33,6 +33,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,  # an upgrade under a running explorer does not mix templates of two versions
     )
     environment.filters |= {name: getattr(formats, name) for name in formats.__all__ if name.islower()}
     environment.filters |= {"signal_title": signal_title, "row_link": _row_link, "in_words": _in_words}
