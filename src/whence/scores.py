@@ -31,6 +31,7 @@ class Scores:
         ids: [N], the columns.
         unit: Unit of the values ("nats" for a cross-entropy), or None for methods that can only rank.
         standard_error: Standard error of the values over members or seeds [Q, N], or None for a single one.
+        doubt: Why their sizes are not to be believed, though their order may be; None where nothing speaks against it.
     """
 
     values: Tensor
@@ -38,6 +39,7 @@ class Scores:
     ids: np.ndarray
     unit: str | None
     standard_error: Tensor | None = None
+    doubt: str | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.query_ids), len(self.ids))
@@ -57,7 +59,7 @@ class Scores:
         shown = Scores(values=self.values[first], query_ids=self.query_ids[first], ids=self.ids, unit=self.unit,
                        standard_error=errors)  # fmt: skip
         counts = (len(self.query_ids), len(self.ids))
-        return scores_html(shown.top(_SHOWN), shown.bottom(_SHOWN), counts=counts, unit=self.unit)
+        return scores_html(shown.top(_SHOWN), shown.bottom(_SHOWN), counts=counts, unit=self.unit, doubt=self.doubt)
 
     def plot(self, query: Any = None, k: int = 10) -> Any:
         """Draw the k examples whose removal raises a query's measurement the most, and the k that lower it.
@@ -148,6 +150,7 @@ class Signal:
         name: What the numbers are, such as "self-influence".
         unit: Their unit, or None.
         standard_error: Standard error of the values over members or seeds [N], or None for a single one.
+        doubt: As that of `Scores`.
     """
 
     values: np.ndarray
@@ -155,6 +158,7 @@ class Signal:
     name: str
     unit: str | None
     standard_error: np.ndarray | None = None
+    doubt: str | None = None
 
     def __repr__(self) -> str:
         """Return name, count, unit and range in one line."""
@@ -163,7 +167,8 @@ class Signal:
     def _repr_html_(self) -> str:
         """Return spread and extremes for a notebook."""
         errors = None if self.standard_error is None else np.asarray(self.standard_error)
-        return signal_html(np.asarray(self.values), self.ids, name=self.name, unit=self.unit, errors=errors)
+        values = np.asarray(self.values)
+        return signal_html(values, self.ids, name=self.name, unit=self.unit, errors=errors, doubt=self.doubt)
 
     def plot(self, against: Signal | None = None) -> Any:
         """Draw how the values are spread, or each beside its example's value of another signal.
@@ -247,7 +252,8 @@ def _axis(signal: Signal) -> str:
 
 
 def _told(values: np.ndarray, of: Scores | Signal) -> str:
-    """Return the range of values in their unit, and whether they have a standard error."""
+    """Return the range of values in their unit, whether they have a standard error, and what speaks against them."""
     spread = f"{values.min():.3g} … {values.max():.3g}" if values.size else "none"
     unit = of.unit or "without a unit"
-    return f"{spread} {unit}{'' if of.standard_error is None else ', with standard errors'}"
+    errors, doubt = "" if of.standard_error is None else ", with standard errors", f"; {of.doubt}" if of.doubt else ""
+    return f"{spread} {unit}{errors}{doubt}"

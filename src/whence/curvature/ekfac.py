@@ -74,14 +74,14 @@ class EKFAC:
         details: dict[str, Any] = {}
         for name, covariance in sums.items():
             if name not in bases:
-                dense, damped = dense_inverse(covariance, rule, name)
+                dense, details[name] = dense_inverse(covariance, rule, name)
                 inverses[name] = type(dense)(dense.inverse.to(stream.task.gradient_dtype))
-                details[name] = {"damping": damped}
                 continue
             values = moments[name] / count
             damped = rule.choose(name, values)
             grid = 1 / (values + invertible(damped + decay, values, name))
             u, v, residual = low_rank(grid, values.sum(1), values.sum(0), self.rank_tolerance)
             inverses[name] = eigen_inverse(bases[name], grid, (u, v), stream.task.gradient_dtype)
-            details[name] = {"damping": damped, "rank": len(u), "rank_residual": residual}
+            effective = float((values * grid).sum())
+            details[name] = {"damping": damped, "effective": effective, "rank": len(u), "rank_residual": residual}
         return BlockPreconditioner(inverses, {"curvature": "ekfac", "layers": details})

@@ -63,7 +63,8 @@ class Exact:
         decays = decay_grids(stream.task, stream.layers)
         shift = damped + torch.cat([decays[name].reshape(-1) for name in shapes]).to(matrix)
         inverse, residual = shifted_inverse(matrix, shift, f"the {kind} matrix")
-        details = {"curvature": kind, "damping": damped, "residual": residual, "parameters": size}
+        details = {"curvature": kind, "damping": damped, "residual": residual, "parameters": size,
+                   "effective": size - float((shift * inverse.diagonal()).sum())}  # fmt: skip
         return ExactPreconditioner(inverse, shapes, details)
 
 

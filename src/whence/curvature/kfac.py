@@ -11,7 +11,7 @@ from whence.curvature.base import (
     validate_fisher,
     validate_rank_tolerance,
 )
-from whence.curvature.blocks import BlockPreconditioner, LayerInverse
+from whence.curvature.blocks import BlockPreconditioner, EigenInverse, LayerInverse
 from whence.curvature.covariance import covariances
 from whence.curvature.damping import AutoDamping, DampingRule, validate_choice
 from whence.curvature.kronecker import (
@@ -67,18 +67,19 @@ class KFAC:
         bases = eigenbases(sums, count)
         for name, covariance in sums.items():
             if name not in bases:
-                dense, damped = dense_inverse(covariance, rule, name)
+                dense, details[name] = dense_inverse(covariance, rule, name)
                 inverses[name] = type(dense)(dense.inverse.to(dtype))
-                details[name] = {"damping": damped}
                 continue
             basis = bases[name]
             values = basis.s_g[:, None] * basis.s_a[None, :]
             damped = rule.choose(name, values, float(basis.s_a.mean() * basis.s_g.mean()))
-            inverses[name], residual, rank = self._inverse(name, basis, damped + decay, dtype)
-            details[name] = {"damping": damped, "rank": rank, "rank_residual": residual}
+            inverse, residual, rank = self._inverse(name, basis, damped + decay, dtype)
+            effective = float((values * inverse.grid).sum())
+            inverses[name] = inverse
+            details[name] = {"damping": damped, "effective": effective, "rank": rank, "rank_residual": residual}
         return BlockPreconditioner(inverses, {"curvature": "kfac", "layers": details})
 
-    def _inverse(self, name: str, basis: Eigenbasis, shift: float, dtype: Any) -> tuple[LayerInverse, float, int]:
+    def _inverse(self, name: str, basis: Eigenbasis, shift: float, dtype: Any) -> tuple[EigenInverse, float, int]:
         """Return the layer's inverse, the residual of its low-rank form and its rank."""
         if self.split:
             mean_a, mean_g = float(basis.s_a.mean()), float(basis.s_g.mean())

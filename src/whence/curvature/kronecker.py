@@ -208,11 +208,13 @@ def weigh(grid: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, 
     return left, right, left[:, None] * grid * right[None, :]
 
 
-def dense_inverse(covariance: Covariance, rule: DampingRule, name: str) -> tuple[DenseInverse, float]:
-    """Return the inverse of a small layer's whole Fisher block, and its absolute damping."""
+def dense_inverse(covariance: Covariance, rule: DampingRule, name: str) -> tuple[DenseInverse, dict[str, float]]:
+    """Return the inverse of a small layer's whole Fisher block, its absolute damping and its effective parameters."""
     values, vectors = eigen(covariance.outputs.total / rule.count, name)
     damped = rule.choose(name, values)
-    return DenseInverse((vectors / (values + invertible(damped + rule.decay, values, name))) @ vectors.T), damped
+    shifted = values + invertible(damped + rule.decay, values, name)
+    told = {"damping": damped, "effective": float((values / shifted).sum())}
+    return DenseInverse((vectors / shifted) @ vectors.T), told
 
 
 def invertible(shift: float, eigenvalues: Tensor, name: str) -> float:
@@ -229,9 +231,7 @@ def invertible(shift: float, eigenvalues: Tensor, name: str) -> float:
     return shift
 
 
-def eigen_inverse(
-    basis: Eigenbasis, grid: Tensor, factors: tuple[Tensor, Tensor], dtype: torch.dtype
-) -> EigenInverse:
+def eigen_inverse(basis: Eigenbasis, grid: Tensor, factors: tuple[Tensor, Tensor], dtype: torch.dtype) -> EigenInverse:
     """Return the layer's inverse in the type that gradients have."""
     q_a = None if basis.q_a is None else basis.q_a.to(dtype)
     u, v = (factor.to(dtype) for factor in factors)

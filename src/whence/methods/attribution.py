@@ -33,6 +33,7 @@ from whence.methods.corrected import Correction, LeaveOneOut, correct
 from whence.methods.packed import query_parts
 from whence.methods.plan import Plan, plan_of
 from whence.methods.saved import decay_settings, loss_name, save
+from whence.methods.trust import doubt_of, effective_parameters
 from whence.notebook import attribution_html
 from whence.scores import Scores, Signal
 from whence.tasks import Loss, Task
@@ -88,6 +89,11 @@ class InfluenceAttribution:
         """Ids of the training examples [N]."""
         return self.examples.ids
 
+    @cached_property
+    def doubt(self) -> str | None:
+        """Why sizes of scores are not to be believed: more effective parameters tr G H⁻¹ than examples; else None."""
+        return doubt_of(self.preconditioner.summary(), len(self.examples))
+
     def scores(
         self, queries: Any = None, *, leverage_corrected: bool = False,
         relative: Literal["parameters", "loss"] | None = None,
@@ -124,7 +130,8 @@ class InfluenceAttribution:
             values *= parts.inverse_sizes(self, relative).to(values)
         query_ids = np.array(["model"]) if examples is None else examples.ids
         unit = None if self.ranks_only or relative is not None else self.task.unit
-        return Scores(values=values / len(self.examples), query_ids=query_ids, ids=self.ids, unit=unit)
+        doubt = self.doubt if unit else None
+        return Scores(values=values / len(self.examples), query_ids=query_ids, ids=self.ids, unit=unit, doubt=doubt)
 
     def products(
         self, queries: Examples | None, training: Callable[[], Iterator[tuple[slice, Gradients]]], *,
@@ -166,7 +173,8 @@ class InfluenceAttribution:
             for rows, gradients in self.training_gradients():
                 values[rows] = self.self_scores_of(gradients)
         unit = None if self.ranks_only else _loss_unit(self.task)
-        return Signal(values=values, ids=self.ids, name="self-influence", unit=unit)
+        doubt = self.doubt if unit else None
+        return Signal(values=values, ids=self.ids, name="self-influence", unit=unit, doubt=doubt)
 
     def self_scores_of(self, gradients: Gradients) -> np.ndarray:
         """Return the self-scores of examples with these training gradients [B]."""
@@ -251,10 +259,12 @@ class InfluenceAttribution:
 
         After loading rounded factors also their ``storage_error``; see `whence.Index.summary`.
         """
+        curvature = self.preconditioner.summary()
         return {
             "method": "influence",
-            "curvature": self.preconditioner.summary(),
+            "curvature": curvature,
             "examples": len(self.examples),
+            "effective_parameters": effective_parameters(curvature),
             "attributed_parameters": self.coverage.attributed,
             "attributed_share": self.coverage.share,
             "missed": [list(entry) for entry in self.coverage.missed],

@@ -188,7 +188,9 @@ def group_scores(
             single.values[:, torch.from_numpy(edit.rows)].sum(1) * count / (count - len(edit.rows))
             for edit in edits.values()
         ]
-        return Scores(values=torch.stack(columns, 1), query_ids=single.query_ids, ids=names, unit=single.unit)
+        return Scores(
+            values=torch.stack(columns, 1), query_ids=single.query_ids, ids=names, unit=single.unit, doubt=single.doubt
+        )  # fmt: skip
     examples = None if queries is None else attribution.task.examples(queries)
     before = _measured(attribution, examples, {})
     changes = (_change(attribution, edit, order) for edit in edits.values())

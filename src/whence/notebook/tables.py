@@ -15,11 +15,14 @@ __all__ = ["attribution_html", "fitted_html", "frame_html", "scores_html", "sign
 
 _BARS = 24
 _ROWS = 30
+_DOUBT = 'Name the weight decay that the model was trained with, or use damping="auto"; check a few by leave_one_out.'
 _ASK = "Ask it: .scores(queries), .self_scores(), whence.find_label_errors(it)."
 _LAYERS = 12
 
 
-def scores_html(top: pd.DataFrame, bottom: pd.DataFrame, *, counts: tuple[int, int], unit: str | None) -> str:
+def scores_html(
+    top: pd.DataFrame, bottom: pd.DataFrame, *, counts: tuple[int, int], unit: str | None, doubt: str | None = None
+) -> str:
     """Return the examples that raise and lower the measurement of a few queries the most.
 
     Args:
@@ -27,6 +30,7 @@ def scores_html(top: pd.DataFrame, bottom: pd.DataFrame, *, counts: tuple[int, i
         bottom: The same of the other side.
         counts: Numbers of all queries and examples.
         unit: Of the scores.
+        doubt: Why their sizes are not to be believed.
     """
     queries = list(dict.fromkeys(top["query"].tolist()))
     parts: list[Markup] = []
@@ -39,6 +43,8 @@ def scores_html(top: pd.DataFrame, bottom: pd.DataFrame, *, counts: tuple[int, i
         parts.append(Markup("<p>query <b>{}</b></p><div>{}</div>").format(readable(query), tables))
     meaning = "A score predicts the change of the query's measurement if the example is removed"
     notes = [f"{meaning}, in {unit}." if unit else "These scores rank only: they have no unit."]
+    if doubt:
+        notes.append(f"{doubt.capitalize()}. {_DOUBT}")
     if len(queries) < counts[0]:
         notes.append(f"The first {len(queries)} of {counts[0]:,} queries; scores.plot(query) shows any other.")
     title = f"Scores · {counts[0]:,} queries × {counts[1]:,} examples · {unit or 'no unit'}"
@@ -59,8 +65,9 @@ def _ranked(frame: pd.DataFrame, caption: str, largest: float) -> Markup:
 
 
 def signal_html(
-    values: np.ndarray, ids: np.ndarray, *, name: str, unit: str | None, errors: np.ndarray | None, k: int = 5
-) -> str:
+    values: np.ndarray, ids: np.ndarray, *, name: str, unit: str | None, errors: np.ndarray | None,
+    doubt: str | None = None, k: int = 5,
+) -> str:  # fmt: skip
     """Return how values are spread, and the largest and smallest with their ids."""
     finite = values[np.isfinite(values)]
     order = np.argsort(-np.where(np.isfinite(values), values, -np.inf), kind="stable")
@@ -73,6 +80,8 @@ def signal_html(
         parts.append(listing(columns, rows, caption=caption))
     lost = len(values) - len(finite)
     notes = [f"{lost:,} values are not finite."] if lost else []
+    if doubt:
+        notes.append(f"{doubt.capitalize()}. {_DOUBT}")
     return card(f"{readable(name)} · {len(values):,} examples · {unit or 'no unit'}", parts, notes)
 
 
@@ -100,6 +109,8 @@ def attribution_html(title: str, summary: Mapping[str, Any]) -> str:
     told = {name.replace("_", " "): value for name, value in curvature.items()}
     values |= {name: value for name, value in told.items() if isinstance(value, (str, int, float))}
     values["examples"] = summary["examples"]
+    if summary.get("effective_parameters") is not None:
+        values["effective parameters"] = summary["effective_parameters"]
     attributed = f"{summary['attributed_share']:.1%} of the parameters ({summary['attributed_parameters']:,})"
     values["attributed"] = attributed
     values["weight decay"] = summary["weight_decay"]
