@@ -9,15 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from explorer_client import Client
+from explorer_client import ESCAPES, HOSTILE, PATH_ID, Client
 
 from whence.audit import audit, write_run
 from whence.data import ReadOptions, read
 from whence.explorer import open_site
 
-HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(2)>'
-ESCAPES = "\x1b[31mred\x1b]0;title\x07"
-PATH_ID = "../../etc/passwd?x=1&y=<b>#z"
 Open = Callable[..., Client]
 
 

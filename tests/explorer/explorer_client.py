@@ -15,6 +15,9 @@ from whence.explorer import Door, Site, application
 TOKEN = "a-token-of-the-tests"
 HOST = "127.0.0.1:8000"
 ORIGIN = f"http://{HOST}"
+HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(2)>'
+ESCAPES = "\x1b[31mred\x1b]0;title\x07"
+PATH_ID = "../../etc/passwd?x=1&y=<b>#z"
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import torch
-from explorer_client import Tags
+from explorer_client import HOSTILE, PATH_ID, Tags
 
-from conftest import HOSTILE, PATH_ID
 from whence.audit import reload_task
 from whence.data import as_examples
 

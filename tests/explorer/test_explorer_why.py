@@ -9,10 +9,8 @@ import zlib
 
 import numpy as np
 import pytest
-from explorer_client import Answer, Client, Tags
+from explorer_client import ESCAPES, HOSTILE, Answer, Client, Tags
 from PIL import Image
-
-from conftest import ESCAPES, HOSTILE
 
 
 def multipart(fields: dict[str, str], image: bytes | None = None, name: str = "x.png") -> tuple[bytes, str]:
