@@ -40,22 +40,21 @@ def _journeys(driven: dict[str, Any]) -> Iterable[str]:
         "*Wrong* counts decided rows whose label was one of these; held-out accuracy is before and after the "
         f"decisions, beside the change that was predicted, in points. {machine(first)}\n"
     )
-    header = ["", "rows", "audit, s", "peak, MB", "open, s", "queue / row / why, ms", "decided, wrong",
-              "not as decided", "console errors", "retraining, s", "accuracy", "change (predicted)"]  # fmt: skip
+    header = ["", "rows", "audit, seconds of a core", "its memory, MB", "the explorer's, MB", "decided, wrong",
+              "exported not as decided", "console errors", "accuracy", "change (predicted)"]  # fmt: skip
     yield table(header, [[name, *_journey(result)] for name, result in driven.items()]) + "\n"
 
 
 def _journey(result: dict[str, Any]) -> list[str]:
     """One row: what was measured on the way."""
     figures, gates = result["figures"], {gate["gate"].partition(": ")[2]: gate["value"] for gate in result["gates"]}
-    told, loads = figures["retrained"], figures["page_ms"]
+    told, audit = figures["retrained"], figures["audit"]
     return [
-        f"{figures['rows']:,}", f"{figures['audit']['seconds']:.0f}", _count(figures["audit"].get("peak_mb")),
-        f"{figures['open_s']:.1f}", " / ".join(f"{loads[name]:.0f}" for name in ("queue", "row", "why")),
-        f"{figures['decided']}, {figures['decided_wrong']}",
+        f"{figures['rows']:,}", _count(audit.get("cpu_s")), _count(audit.get("peak_mb")),
+        _count(figures.get("serve_peak_mb")), f"{figures['decided']}, {figures['decided_wrong']}",
         _count(gates["exported rows that are not as decided"]), _count(gates["errors in the browser's console"]),
-        f"{figures['retrain_s']:.0f}", f"{told['Accuracy before']} to {told['Accuracy after']}",
-        f"{told['Change']} ({told['Predicted change']})",
+        f"{told['Accuracy before']} to {told['Accuracy after']}",
+        f"{told['Measured change']} ({told['Predicted change']})",
     ]  # fmt: skip
 
 
