@@ -264,13 +264,13 @@ def test_leave_one_out_predictions_fade_out_where_leverage_is_large() -> None:
     assert (found["suspicion"] > 0.99).sum() <= (1 - fitted.gather(1, y[:, None]) > 0.5).sum()
 
 
-def test_a_curvature_is_a_config_and_a_loss_is_no_torch_module() -> None:
+def test_a_curvature_is_a_config_and_a_loss_is_not_any_torch_module() -> None:
     with pytest.raises(ConfigError, match=r"such as EKFAC\(\), got 'ekfac'"):
         wh.Influence(curvature="ekfac")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="got 'KFAC'"):
         wh.Influence(curvature=wh.KFAC)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match='say "cross_entropy"'):
-        wh.Task(nn.Linear(2, 2), loss=nn.CrossEntropyLoss())
+    with pytest.raises(ConfigError, match='Say "binary_cross_entropy"'):
+        wh.Task(nn.Linear(2, 2), loss=nn.BCEWithLogitsLoss())
     attribution = wh.Influence().fit(wh.Task(nn.Linear(2, 2)), (torch.randn(4, 2), torch.tensor([0, 1, 0, 1])))
     with pytest.raises(ConfigError, match="groups must map names to ids, got list"):
         attribution.group_scores([1, 2])  # type: ignore[arg-type]

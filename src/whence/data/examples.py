@@ -1,10 +1,10 @@
-"""Examples with ids, as a task consumes them: anything with rows becomes batches of tensors."""
+"""Examples with ids, as a task consumes them: batches of tensors in any order."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
+from whence.data.trees import leaves, map_tree
 from whence.errors import ConfigError, DataError
 
-__all__ = ["Batch", "Examples", "as_examples", "id_keys", "mix", "uniform"]
-
-_TARGET_KEYS = ("labels", "label", "target", "targets", "y")
+__all__ = ["Batch", "Examples", "as_ids", "id_keys", "mix", "uniform"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +43,12 @@ class Batch:
     @property
     def numbers(self) -> int:
         """How many numbers the inputs hold."""
-        return sum(leaf.numel() for leaf in _leaves(self.inputs))
+        return sum(leaf.numel() for leaf in leaves(self.inputs))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The inputs' shapes without B: a ``collate_fn`` may pad batches to different lengths."""
+        return tuple(tuple(leaf.shape[1:]) for leaf in leaves(self.inputs))
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Batch:
         """Return the batch on ``device``, its floating-point tensors in ``dtype``."""
@@ -54,7 +57,7 @@ class Batch:
             return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
         targets = None if self.targets is None else move(self.targets)
-        return Batch(inputs=_map(move, self.inputs), targets=targets, ids=self.ids, keys=self.keys)
+        return Batch(inputs=map_tree(move, self.inputs), targets=targets, ids=self.ids, keys=self.keys)
 
     def row(self, position: int) -> Batch:
         """Return the batch that holds only the example at ``position``."""
@@ -63,7 +66,7 @@ class Batch:
     def part(self, at: slice) -> Batch:
         """Return the batch of some consecutive examples."""
         targets = None if self.targets is None else self.targets[at]
-        inputs = _map(lambda tensor: tensor[at], self.inputs)
+        inputs = map_tree(lambda tensor: tensor[at], self.inputs)
         return Batch(inputs=inputs, targets=targets, ids=self.ids[at], keys=self.keys[at])
 
     def repeated(self, count: int) -> Batch:
@@ -73,7 +76,7 @@ class Batch:
             return tensor.expand(count, *tensor.shape[1:])
 
         targets = None if self.targets is None else repeat(self.targets)
-        inputs, keys = _map(repeat, self.inputs), np.repeat(self.keys, count)
+        inputs, keys = map_tree(repeat, self.inputs), np.repeat(self.keys, count)
         return Batch(inputs=inputs, targets=targets, ids=np.repeat(self.ids, count), keys=keys)
 
 
@@ -85,6 +88,7 @@ class Examples:
         ids: Unique ids [N], integers or strings.
         fetch: Row positions [B] -> (inputs, targets). Deterministic.
         prepared: Whether an estimator's own steps made the inputs of raw rows; see `Task.examples`.
+        collated: Whether a user's own function puts batches together; it may pad each to a length of its own.
 
     Build one with `as_examples`.
     """
@@ -92,6 +96,7 @@ class Examples:
     ids: np.ndarray
     fetch: Callable[[np.ndarray], tuple[Any, Tensor | None]] = field(repr=False)
     prepared: bool = field(default=False, repr=False)
+    collated: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.ids) == 0:
@@ -119,18 +124,24 @@ class Examples:
 
     @cached_property
     def targets(self) -> Tensor | None:
-        """All targets [N, ...], or None where the examples have none."""
+        """All targets [N, ...], or None where the examples have none; padded to different lengths they raise."""
         first = self.batch(np.arange(1)).targets
         if first is None:
             return None
-        return torch.cat([batch.targets for batch in self.batches(4096) if batch.targets is not None])
+        found = [batch.targets for batch in self.batches(4096) if batch.targets is not None]
+        if len({targets.shape[1:] for targets in found}) > 1:
+            raise DataError(
+                f"targets must have one shape in all batches to be held together, got {tuple(found[0].shape[1:])} and "
+                "others. Pad all of them to one length."
+            )
+        return torch.cat(found)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over ids, inputs and targets in row order. Cost: one pass over the data."""
         digest = hashlib.sha256(repr(self.ids.tolist()).encode())
         for batch in self.batches(4096):
-            for tensor in [*_leaves(batch.inputs), *([] if batch.targets is None else [batch.targets])]:
+            for tensor in [*leaves(batch.inputs), *([] if batch.targets is None else [batch.targets])]:
                 digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -162,7 +173,7 @@ class Examples:
 
     def select(self, rows: np.ndarray) -> Examples:
         """Return the examples at row positions ``rows``, keeping their ids."""
-        return Examples(ids=self.ids[rows], fetch=lambda inner: self.fetch(rows[inner]), prepared=self.prepared)
+        return replace(self, ids=self.ids[rows], fetch=lambda inner: self.fetch(rows[inner]))
 
     def with_targets(self, targets: Tensor) -> Examples:
         """Return the same examples with other targets [N, ...]."""
@@ -172,48 +183,20 @@ class Examples:
         def fetch(rows: np.ndarray) -> tuple[Any, Tensor]:
             return self.fetch(rows)[0], targets[torch.from_numpy(rows)]
 
-        return Examples(ids=self.ids, fetch=fetch, prepared=self.prepared)
+        return replace(self, fetch=fetch)
 
 
-def as_examples(data: Any, *, ids: Any = None, label: str | None = None) -> Examples:
-    """Make `Examples` of anything that has rows.
-
-    Args:
-        data: `Examples`; a tensor or array of inputs; a pair (inputs, targets) of tensors or arrays, where
-            inputs may itself be a tuple or dict of them; a pandas DataFrame of numbers; a torch or
-            Hugging Face ``Dataset`` whose rows are tensors, pairs or dicts.
-        ids: Unique ids [N]; the row numbers by default.
-        label: The target's column or key, where rows have names. By default the first of
-            ``labels, label, target, targets, y`` that is there.
-
-    Returns:
-        The examples; tensors are shared, not copied.
-
-    Raises:
-        DataError: Lengths differ, ids repeat, or the data has no rows.
-
-    Example:
-        >>> examples = as_examples((torch.zeros(3, 2), torch.tensor([0, 1, 0])), ids=["a", "b", "c"])
-        >>> examples.batch(examples.rows_of(["c"])).targets
-        tensor([0])
-    """
-    if isinstance(data, Examples):
-        return data
-    if isinstance(data, pd.DataFrame):
-        inputs, targets = _from_frame(data, label)
-        ids = data.index.to_numpy() if ids is None and data.index.is_unique else ids
-        return _in_memory(inputs, targets, ids)
-    if isinstance(data, (Tensor, np.ndarray)):
-        return _in_memory(_tensor(data), None, ids)
-    if _is_pair(data):
-        inputs, targets = data
-        return _in_memory(_map(_tensor, _numbers(inputs)), None if targets is None else _tensor(targets), ids)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return _from_dataset(data, ids, label)
-    raise DataError(
-        f"data must have rows (tensors, arrays, a DataFrame or a Dataset), got {type(data).__name__}. "
-        "Pass a pair (inputs, targets) or an object with __len__ and __getitem__."
-    )
+def as_ids(ids: Any, count: int) -> np.ndarray:
+    """Return ids [count] as an array of integers or strings; the row numbers where there are none."""
+    if ids is None:
+        return np.arange(count)
+    array = ids.numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    if array.shape != (count,):
+        found = len(array) if array.ndim == 1 else f"shape {array.shape}"
+        raise DataError(f"ids must have one entry a row ({count}), got {found}.")
+    if pd.isna(array).any():
+        raise DataError("ids must not be missing. Fill them or let row numbers be the ids.")
+    return array if np.issubdtype(array.dtype, np.integer) else array.astype(str)
 
 
 def id_keys(ids: np.ndarray) -> np.ndarray:
@@ -242,149 +225,3 @@ def mix(values: np.ndarray) -> np.ndarray:
         mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(mixed ^ (mixed >> np.uint64(31)))
-
-
-def _map(function: Callable[[Any], Tensor], tree: Any) -> Any:
-    """Apply ``function`` to every leaf of a tuple, list or dict of tensors."""
-    if isinstance(tree, Mapping):
-        return {key: _map(function, value) for key, value in tree.items()}
-    if isinstance(tree, (tuple, list)):
-        return tuple(_map(function, value) for value in tree)
-    return function(tree)
-
-
-def _leaves(tree: Any) -> list[Tensor]:
-    """Return the tensors of a tuple, list or dict in order."""
-    if isinstance(tree, Mapping):
-        return [leaf for value in tree.values() for leaf in _leaves(value)]
-    if isinstance(tree, (tuple, list)):
-        return [leaf for value in tree for leaf in _leaves(value)]
-    return [tree]
-
-
-def _is_pair(data: Any) -> bool:
-    """Whether this is (inputs, targets) and not, say, a list of two rows that are themselves pairs."""
-    if not isinstance(data, (tuple, list)) or len(data) != 2 or isinstance(data[0], (str, int, float)):
-        return False
-    return isinstance(data, tuple) or not isinstance(data[1], (tuple, Mapping))
-
-
-def _numbers(value: Any) -> Any:
-    """Return a list of (lists of) numbers as an array, anything else as it is."""
-    first = value
-    while isinstance(first, list) and first:
-        first = first[0]
-    if not isinstance(value, list) or not isinstance(first, (bool, int, float)):
-        return value
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise DataError("rows must have equally many numbers, got lists of different lengths. Pad them.") from error
-
-
-def _tensor(values: Any) -> Tensor:
-    """Return ``values`` as a tensor; float64 arrays keep their precision."""
-    if isinstance(values, Tensor):
-        return values
-    array = np.asarray(values)
-    if array.dtype == object or array.dtype.kind in "US":
-        raise DataError(
-            f"inputs and targets must be numbers, got an array of {array.dtype}. "
-            "Encode text and categories first, or audit the file with `whence audit`."
-        )
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
-
-
-def _in_memory(inputs: Any, targets: Tensor | None, ids: Any) -> Examples:
-    """Make examples of tensors that are already in memory."""
-    leaves = [*_leaves(inputs), *([] if targets is None else [targets])]
-    if any(leaf.ndim == 0 for leaf in leaves):
-        raise DataError("inputs and targets must have one row an example, got a single number.")
-    lengths = {len(leaf) for leaf in leaves}
-    if len(lengths) != 1:
-        raise DataError(f"inputs and targets must have as many rows as each other, got {sorted(lengths)}.")
-    count = lengths.pop()
-
-    def fetch(rows: np.ndarray) -> tuple[Any, Tensor | None]:
-        contiguous = len(rows) > 0 and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
-        index = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else torch.from_numpy(rows)
-        picked = _map(lambda leaf: leaf[index], inputs)
-        return picked, None if targets is None else targets[index]
-
-    return Examples(ids=_ids(ids, count), fetch=fetch)
-
-
-def _ids(ids: Any, count: int) -> np.ndarray:
-    """Return ids [count] as an array of integers or strings."""
-    if ids is None:
-        return np.arange(count)
-    array = ids.numpy() if isinstance(ids, Tensor) else np.asarray(ids)
-    if array.shape != (count,):
-        found = len(array) if array.ndim == 1 else f"shape {array.shape}"
-        raise DataError(f"ids must have one entry a row ({count}), got {found}.")
-    if pd.isna(array).any():
-        raise DataError("ids must not be missing. Fill them or let row numbers be the ids.")
-    return array if np.issubdtype(array.dtype, np.integer) else array.astype(str)
-
-
-def _from_frame(frame: pd.DataFrame, label: str | None) -> tuple[Tensor, Tensor | None]:
-    """Split a DataFrame of numbers into inputs [N, F] and targets [N]."""
-    names = [str(name) for name in frame.columns]
-    target = label if label is not None else next((key for key in _TARGET_KEYS if key in names), None)
-    if target is not None and target not in names:
-        raise DataError(f"label must be one of the columns {names}, got {target!r}.")
-    label_column = None if target is None else frame.iloc[:, names.index(target)]
-    inputs = frame if target is None else frame.iloc[:, [i for i, name in enumerate(names) if name != target]]
-    other = [str(name) for name in inputs.columns if not pd.api.types.is_numeric_dtype(inputs[name])]
-    if other:
-        raise DataError(
-            f"columns must be numbers to be fed to a model, got {other[:5]}. "
-            "Encode or drop them, or audit the file with `whence audit`."
-        )
-    values = _tensor(inputs.to_numpy(dtype=np.float32, na_value=np.nan))
-    return values, None if label_column is None else _tensor(label_column.to_numpy())
-
-
-def _from_dataset(data: Any, ids: Any, label: str | None) -> Examples:
-    """Make examples of an indexable data set whose rows are tensors, pairs or dicts."""
-
-    def fetch(rows: np.ndarray) -> tuple[Any, Tensor | None]:
-        collated = _collate([data[int(row)] for row in rows])
-        if isinstance(collated, Mapping):
-            target = label if label is not None else next((key for key in _TARGET_KEYS if key in collated), None)
-            named = {key: value for key, value in collated.items() if key != target}
-            return named, None if target is None else collated[target]
-        if isinstance(collated, (tuple, list)):
-            inputs = collated[0] if len(collated) == 2 else tuple(collated[:-1])
-            return inputs, collated[-1]
-        return collated, None
-
-    return Examples(ids=_ids(ids, len(data)), fetch=fetch)
-
-
-def _collate(rows: list[Any]) -> Any:
-    """Stack rows; their entries may be lists of numbers.
-
-    Raises:
-        DataError: Rows have different shapes, or entries that are not numbers.
-    """
-    if isinstance(rows[0], Mapping):
-        rows = [{key: _entry(value) for key, value in row.items()} for row in rows]
-    elif isinstance(rows[0], (tuple, list)):
-        rows = [tuple(_entry(value) for value in row) for row in rows]
-    try:
-        collated = default_collate(rows)
-        other = [type(leaf).__name__ for leaf in _leaves(collated) if not isinstance(leaf, Tensor)]
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise DataError(
-            f"rows must be numbers of the same shape, got: {error}. Pad or encode them in the data set."
-        ) from error
-    if other:
-        raise DataError(f"rows must be numbers of the same shape, got {other[0]}. Encode them in the data set.")
-    return collated
-
-
-def _entry(value: Any) -> Any:
-    """Return one entry of a row, lists of numbers as a tensor."""
-    found = _numbers(value)
-    return torch.from_numpy(found) if isinstance(found, np.ndarray) and isinstance(value, list) else value

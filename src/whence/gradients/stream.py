@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -92,14 +92,17 @@ class GradientStream:
     budget: int = 0
     what: str = "training loss"
     _kept: list[tuple[slice, Gradients]] = field(default_factory=list, repr=False)
-    _recorded: dict[bool, tuple[Layer, ...]] = field(default_factory=dict, init=False, repr=False)
+    _recorded: dict[Any, tuple[Layer, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def recorded(self, batch: Batch) -> tuple[Layer, ...]:
-        """Return the layers as they are recorded; see `recorded_layers`. The first batch tells."""
-        several = len(batch) > 1
-        if several not in self._recorded:
-            self._recorded[several] = recorded_layers(self.task, self.layers, batch)
-        return self._recorded[several]
+        """Return the layers as they are recorded; see `recorded_layers`. The first batch of its shape tells.
+
+        The positions of a transformer are called once with as many rows as a batch is long.
+        """
+        key = (len(batch) > 1, batch.shapes)
+        if key not in self._recorded:
+            self._recorded[key] = recorded_layers(self.task, self.layers, batch)
+        return self._recorded[key]
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield every chunk with its forward pass recorded. Cost: one forward pass over the data."""

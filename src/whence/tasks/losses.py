@@ -95,12 +95,17 @@ class CrossEntropy:
         return outputs.shape[:-1].numel() // len(outputs)
 
     def sample(self, outputs: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:
-        """Return p − e_y for labels y drawn from the model's own p."""
+        """Return p − e_y for labels y drawn from the model's own p, the k-th number at the k-th counted position.
+
+        Padding on either side therefore changes no label.
+        """
         p = outputs.softmax(-1)
-        drawn = (p.double().cumsum(-1) <= uniforms.reshape(p.shape[:-1])[..., None]).sum(-1)
+        counted = targets.reshape(len(p), -1) != self.ignore_index  # [B, T]
+        places = (counted.long().cumsum(1) - 1).clamp(min=0)
+        own = uniforms.reshape(counted.shape).gather(1, places).reshape(p.shape[:-1])
+        drawn = (p.double().cumsum(-1) <= own[..., None]).sum(-1)
         one_hot = F.one_hot(drawn.clamp(max=p.shape[-1] - 1), p.shape[-1]).to(p.dtype)
-        counted = (targets.reshape(p.shape[:-1]) != self.ignore_index)[..., None]
-        return (p - one_hot) * counted
+        return (p - one_hot) * counted.reshape(p.shape[:-1])[..., None]
 
     def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return diag(p) − p pᵀ [B, C, C]."""
@@ -336,8 +341,20 @@ def _check_classes(outputs: Tensor, targets: Tensor, ignore_index: int | None) -
         )
     counted = targets.reshape(-1) if ignore_index is None else targets[targets != ignore_index]
     if counted.numel() and (int(counted.min()) < 0 or int(counted.max()) >= outputs.shape[-1]):
-        worst = int(counted.max()) if int(counted.max()) >= outputs.shape[-1] else int(counted.min())
-        raise DataError(f"targets must lie in 0..{outputs.shape[-1] - 1} (the model has so many outputs), got {worst}.")
+        low, high, width = int(counted.min()), int(counted.max()), outputs.shape[-1]
+        raise DataError(
+            f"targets must lie in 0..{width - 1} (the model has so many outputs), got {high if high >= width else low}."
+            + _remedy(low, high, width)
+        )
+
+
+def _remedy(low: int, high: int, width: int) -> str:
+    """Return what to do about class targets low..high of a model with so many outputs."""
+    if width == 1:
+        return ' For one logit use loss="binary_cross_entropy".'
+    if low >= 1 and high == width:
+        return " Labels start at 0: subtract 1."
+    return ""
 
 
 def _one_hot(outputs: Tensor, targets: Tensor) -> Tensor:

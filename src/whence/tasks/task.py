@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,11 +14,14 @@ from torch import Tensor, nn
 
 from whence.data import Batch, Examples, as_examples
 from whence.errors import ConfigError
+from whence.tasks.calling import check_call, explained, model_outputs
 from whence.tasks.estimators import FittedEstimator, fitted_estimator
 from whence.tasks.losses import Loss, SmoothLoss, loss_by_name
 from whence.tasks.measurement import ModelMeasurement
+from whence.tasks.padding import check_padding
+from whence.tasks.torch_losses import torch_loss
 
-__all__ = ["Task", "model_outputs"]
+__all__ = ["Task"]
 
 PerExample = Callable[[nn.Module, Batch], Tensor]
 
@@ -30,17 +32,22 @@ class Task:
 
     Args:
         model: A PyTorch module. It is used in evaluation mode and comes back as it was: no changed flags,
-            no ``.grad``, no replaced modules.
+            no ``.grad``, no replaced modules. Everything runs where its parameters are: ``model.to("cuda")`` moves the
+            work there, there is no ``device=``.
         loss: The training loss ℓ: a name ("cross_entropy", "binary_cross_entropy", "mse", "hinge",
-            "smooth_hinge"), a `Loss`, or any callable ``(model, batch) -> [B]``. A named loss fixes the
-            likelihood, which Gauss–Newton and Fisher need; a callable gets the empirical Fisher.
+            "smooth_hinge"), torch's ``F.cross_entropy`` or ``F.mse_loss``, a `Loss`, or any callable
+            ``(model, batch) -> [B]``. A named loss fixes the likelihood, which Gauss–Newton and Fisher need; a
+            callable gets the empirical Fisher.
         measurement: What is asked about a query: default the training loss; otherwise a loss name, a
             `Loss`, or a callable ``(model, batch) -> [B]``. For `scores()` without queries a callable
             ``(model) -> scalar``, best a `ModelMeasurement`, which has a unit. It is cross-loss influence when it
             differs from the loss.
         weight_decay: λ, the coefficient of (λ/2)‖θ‖² next to the *mean* loss.
         outputs: ``(model, batch) -> logits`` where calling the model on the inputs does not give them. By
-            default the model's result, its ``.logits``, or the first entry of a tuple.
+            default the model's result, its ``.logits`` or ``["logits"]``, or the first entry of a tuple. ``batch`` is
+            a `whence.data.Batch`, no mapping: ``batch.inputs`` is what the model is called with (a tensor, a tuple of
+            them, or a dict of them where rows have names), ``batch.targets`` the labels, ``batch.ids`` the ids. For
+            dict inputs: ``outputs=lambda model, batch: model(batch.inputs["input_ids"]).scores``.
         total_decay: The coefficient ρ of (ρ/2)‖θ‖² next to the *summed* loss, instead of λ: then λ = ρ/N, N the
             number of training examples at the fit, and retraining without an example keeps ρ, so that no part of the
             decay leaves with it (scikit-learn's C and alpha).
@@ -173,9 +180,13 @@ class Task:
         """Return `as_examples` of the data; for an estimator, of its raw rows: (X, y), or X alone.
 
         Raises:
-            DataError: The rows do not fit the estimator, or are `Examples` that its steps have not seen.
+            DataError: The rows do not fit the estimator, or are `Examples` that its steps have not seen; a
+                ``collate_fn`` pads, and an example's loss depends on by how much.
         """
-        return as_examples(data, ids=ids) if self.estimator is None else self.estimator.examples(data, ids)
+        examples = as_examples(data, ids=ids) if self.estimator is None else self.estimator.examples(data, ids)
+        if examples.collated:
+            check_padding(self, examples)
+        return examples
 
     def settled(self, examples: Examples) -> Task:
         """Return the task with what follows from the training examples: λ = ρ/N, and balanced class weights."""
@@ -214,9 +225,14 @@ class Task:
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the model's outputs (logits) for a batch [B, ...]."""
-        if self.outputs is not None:
-            return self.outputs(self.model, batch)
-        return model_outputs(self.model, batch)
+        with explained("the model" if self.outputs is None else "Task(outputs=...)", batch):
+            outputs = (model_outputs if self.outputs is None else self.outputs)(self.model, batch)
+        if not isinstance(outputs, Tensor):
+            raise ConfigError(
+                f"Task(outputs=...) must return a tensor of logits [B, ...], got {type(outputs).__name__}. "
+                "Return the result's .logits."
+            )
+        return outputs
 
     def losses(self, batch: Batch, outputs: Tensor | None = None) -> Tensor:
         """Return the training loss of every example [B]; ``outputs`` saves a forward pass."""
@@ -239,7 +255,7 @@ class Task:
             raise ConfigError(
                 "scores() without queries needs Task(measurement=callable(model) -> scalar). Pass queries."
             )
-        _check_call(measurement, (self.model,), "takes the model alone", "Pass queries to scores().")
+        check_call(measurement, (self.model,), "takes the model alone", "Pass queries to scores().")
         value = measurement(self.model)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -255,8 +271,9 @@ class Task:
             if batch.targets is None:
                 raise ConfigError(f"the {role} needs targets, but the examples have none. Pass (inputs, targets).")
             return what(self.forward(batch) if outputs is None else outputs, batch.targets)
-        _check_call(call, (self.model, batch), "takes (model, batch)", "Call scores() without queries.")
-        values = call(self.model, batch)
+        check_call(call, (self.model, batch), "takes (model, batch)", "Call scores() without queries.")
+        with explained(f"the {role}", batch):
+            values = call(self.model, batch)
         if not isinstance(values, Tensor) or values.shape != (len(batch),):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ConfigError(
@@ -278,35 +295,6 @@ class Task:
                 module.training = True
 
 
-def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
-    """Return what calling the model on a batch gives: the result, its ``.logits``, or the first entry of a tuple."""
-    result: Any = _call(model, batch.inputs)
-    if isinstance(result, Tensor):
-        return result
-    if hasattr(result, "logits"):
-        logits: Tensor = result.logits
-        return logits
-    if isinstance(result, (tuple, list)) and result and isinstance(result[0], Tensor):
-        return result[0]
-    raise ConfigError(
-        f"model outputs must be a tensor, have .logits, or be a tuple that starts with a tensor, "
-        f"got {type(result).__name__}. Pass Task(outputs=lambda model, batch: ...)."
-    )
-
-
-def _check_call(function: Callable[..., Any], arguments: tuple[Any, ...], wanted: str, remedy: str) -> None:
-    """Raise unless a callable takes so many arguments: a measurement is of a query or of the model alone."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return  # built-ins do not tell
-    try:
-        signature.bind(*arguments)
-    except TypeError as error:
-        told = f"the loss or measurement must be a function that {wanted} here, but {error}. {remedy}"
-        raise ConfigError(told) from None
-
-
 def _check_factors(factors: Mapping[str, float], model: nn.Module) -> None:
     """Raise unless the factors are of parameters, zero or positive."""
     names = {name for name, _ in model.named_parameters()} if factors else set()
@@ -322,20 +310,9 @@ def _resolve(value: Any, role: str) -> Any:
     """Return the loss of a name, or the value if it can be called."""
     if isinstance(value, str):
         return loss_by_name(value)
-    if isinstance(value, nn.modules.loss._Loss):
-        raise ConfigError(
-            f'{role} must be a name or a callable (model, batch) -> [B], got {type(value).__name__}. '
-            'For CrossEntropyLoss say "cross_entropy", for BCEWithLogitsLoss "binary_cross_entropy", for MSELoss "mse".'
-        )
+    found = torch_loss(value, role)
+    if found is not None:
+        return found
     if not callable(value):
         raise ConfigError(f"{role} must be a name or a callable, got {type(value).__name__}.")
     return value
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    """Call the model on a tensor, a tuple of them or a dict of them."""
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    if isinstance(inputs, tuple):
-        return model(*inputs)
-    return model(inputs)

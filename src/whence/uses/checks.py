@@ -22,6 +22,12 @@ def check_labels(labels: Any) -> Array:
         DataError: They are not integers from 0 on, or there are none.
     """
     given = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
+    if given.dtype.kind == "f":
+        raise DataError(
+            f"labels must be class positions [N] (integers), got {given.dtype} of shape {given.shape}. A regression "
+            "has no label errors in this sense: look at the rows with the largest attribution.self_scores(). For "
+            "classes pass integers, labels=."
+        )
     if given.ndim != 1 or given.dtype.kind not in "iub" or len(given) == 0:
         raise DataError(f"labels must be class positions [N] (integers), got {given.dtype} of shape {given.shape}.")
     if int(given.min()) < 0:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from whence.data import Batch, Examples
-from whence.tasks.task import Task, model_outputs
+from whence.tasks.calling import model_outputs
+from whence.tasks.task import Task
 from whence.tasks.turnover.masks import masks
 
 __all__ = ["branch_losses", "turn_over_outputs"]
