@@ -143,10 +143,11 @@ def address(site: dict[Path, Links]) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["index", "tutorial", "methods/ekfac", "jobs/label-errors"])
 def test_anybody_can_read_it(address: str, window: Window, name: str) -> None:
+    window.page.add_init_script("localStorage.clear()")  # else the theme that was met first is kept
     for theme, scheme in (("light", "default"), ("dark", "slate")):
         window.page.emulate_media(color_scheme=theme)
         window.page.goto(f"{address}/{name}.html", wait_until="networkidle")
-        window.page.wait_for_selector(f"[data-md-color-scheme={scheme}]")
+        window.page.wait_for_selector(f"body[data-md-color-scheme={scheme}]")
         for width in WIDTHS:
             window.size(width)
             grave = [one for one in window.violations() if any(word in one for word in GRAVE)]
