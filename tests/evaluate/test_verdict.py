@@ -213,7 +213,7 @@ def test_where_everything_is_right_already_the_loss_is_told() -> None:
         units={"loss": "nats", "accuracy": "share right"}, examples=1000, queries=100, seeds=2, controls=3,
     )  # fmt: skip
     found = verdict(curve)
-    assert found.level == "right" and "lowers loss by 0.02 ± 0.002 nats; predicted -0.02" in found.sentence
+    assert found.level == "right" and "lowers loss by 0.02 ± 0.002 nats; predicted −0.02" in found.sentence
 
 
 def test_resamples_a_few_at_a_time_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

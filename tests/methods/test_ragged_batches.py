@@ -18,11 +18,11 @@ from whence.errors import DataError
 
 LENGTHS = [3, 9, 1, 5, 2, 9, 4, 7, 6, 2, 8, 1]
 COUNT = len(LENGTHS)
-FULL = 1e-13  # a rank tolerance that keeps EK-FAC's whole grid: it is cut for batches without positions only
 CURVATURES: dict[str, Curvature] = {
     "kfac": wh.KFAC(fisher="sampled"),
-    "ekfac": wh.EKFAC(rank_tolerance=FULL),
-    "ekfac-sampled": wh.EKFAC(fisher="sampled", rank_tolerance=FULL),
+    "kfac-whole": wh.KFAC(split=False),
+    "ekfac": wh.EKFAC(),
+    "ekfac-sampled": wh.EKFAC(fisher="sampled"),
     "diagonal": wh.Diagonal(),
 }
 

@@ -48,6 +48,8 @@ class EigenInverse:
         grid: S [O, I].
         u: [R, O].
         v: [R, I].
+        sequences: Whether there were inputs of several positions at the fit. The grid is whole then for all: a sequence
+            of one position must not be treated differently where it stands in a batch of its own.
     """
 
     q_g: Tensor
@@ -56,6 +58,7 @@ class EigenInverse:
     grid: Tensor
     u: Tensor
     v: Tensor
+    sequences: bool = False
 
     def precondition(self, factor: Factor) -> Factor:
         """Return H⁻¹ g: factored while that is smaller, multiplied out otherwise."""
@@ -104,15 +107,15 @@ class EigenInverse:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors to store."""
-        empty = torch.tensor(self.empty)
-        named = {"q_g": self.q_g, "empty": empty, "grid": self.grid, "u": self.u, "v": self.v}
+        empty, sequences = torch.tensor(self.empty), torch.tensor(self.sequences)
+        named = {"q_g": self.q_g, "empty": empty, "sequences": sequences, "grid": self.grid, "u": self.u, "v": self.v}
         return named if self.q_a is None else {**named, "q_a": self.q_a}
 
     def _stays_factored(self, factor: Outer) -> bool:
         """Whether T·R terms of O + I numbers are fewer than O·I, or the grid has rank one."""
         out, inp = self.grid.shape
         terms = factor.d.shape[1] * len(self.u)
-        exact = factor.d.shape[1] == 1 or len(self.u) == 1
+        exact = (factor.d.shape[1] == 1 and not self.sequences) or len(self.u) == 1
         return exact and terms * (out + inp) <= max(out * inp, factor.d.shape[1] * (out + inp))
 
     def _precondition_lookup(self, factor: Lookup) -> Lookup:
@@ -241,8 +244,10 @@ def block_from_state(settings: dict[str, Any], tensors: Mapping[str, Tensor]) ->
         elif "inverse" in own:
             inverses[name] = DenseInverse(own["inverse"])
         else:
-            empty = int(own["empty"])
-            inverses[name] = EigenInverse(own["q_g"], own.get("q_a"), empty, own["grid"], own["u"], own["v"])
+            empty, sequences = int(own["empty"]), bool(own["sequences"])
+            inverses[name] = EigenInverse(
+                own["q_g"], own.get("q_a"), empty, own["grid"], own["u"], own["v"], sequences=sequences
+            )
     return BlockPreconditioner(inverses, settings["details"])
 
 

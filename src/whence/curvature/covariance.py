@@ -81,6 +81,7 @@ class Covariance:
         gram = partial(Gram, device=example.device)
         self.whole = isinstance(first, Matrix) and example[0].numel() <= _LARGEST_WHOLE
         self.positions = 0.0
+        self.sequences = False
         self.inputs: Gram | Tensor
         if isinstance(first, Matrix):
             out, inp = example.shape[1:]
@@ -117,6 +118,7 @@ class Covariance:
         assert isinstance(self.inputs, Gram)
         taking_part = len(a)
         if a.shape[1] > 1:
+            self.sequences = True
             present = _taking_part(factors)
             taking_part = int(present.sum())
             if taking_part < present.numel():  # into a new tensor, as it will be read row by row

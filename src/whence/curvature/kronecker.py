@@ -74,13 +74,17 @@ class FisherPass:
 
 @dataclass(frozen=True, eq=False)
 class Eigenbasis:
-    """Eigenvalues and eigenvectors of both sides of one layer, in float64; q_a None is the identity."""
+    """Eigenvalues and eigenvectors of both sides of one layer, in float64; q_a None is the identity.
+
+    ``sequences`` says that there were inputs of several positions.
+    """
 
     s_g: Tensor
     q_g: Tensor
     s_a: Tensor
     q_a: Tensor | None
     empty: int = 0
+    sequences: bool = False
 
     @property
     def kept(self) -> slice:
@@ -109,7 +113,7 @@ def eigenbases(sums: dict[str, Covariance], count: int) -> dict[str, Eigenbasis]
         s_g, q_g = eigen(covariance.outputs.total / count, name)
         scaled = covariance.mean_inputs()
         s_a, q_a = (scaled, None) if scaled.ndim == 1 else eigen(scaled, name)
-        bases[name] = Eigenbasis(s_g, q_g, s_a, q_a)
+        bases[name] = Eigenbasis(s_g, q_g, s_a, q_a, sequences=covariance.sequences)
     return bases
 
 
@@ -235,4 +239,5 @@ def eigen_inverse(basis: Eigenbasis, grid: Tensor, factors: tuple[Tensor, Tensor
     """Return the layer's inverse in the type that gradients have."""
     q_a = None if basis.q_a is None else basis.q_a.to(dtype)
     u, v = (factor.to(dtype) for factor in factors)
-    return EigenInverse(basis.q_g.to(dtype), q_a, basis.reduced(dtype).empty, grid.to(dtype), u, v)
+    empty = basis.reduced(dtype).empty
+    return EigenInverse(basis.q_g.to(dtype), q_a, empty, grid.to(dtype), u, v, sequences=basis.sequences)

@@ -126,7 +126,7 @@ def _chance(scores: Tensor, ids: np.ndarray, subsets: Subsets, actual: np.ndarra
     centred = subsets.kept - subsets.kept.mean(0)
     weights = unit_rows(actual) @ centred  # [Q, N]
     variance = ((sums @ sums.T) * (weights @ weights.T)).sum() / len(sums) ** 2 / (centred**2).sum()
-    return float(1.96 * np.sqrt(variance))
+    return float(min(1.0, 1.96 * np.sqrt(variance)))  # few subsets: a correlation is at most 1
 
 
 def _ranked(values: np.ndarray) -> np.ndarray:

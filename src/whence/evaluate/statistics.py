@@ -45,7 +45,7 @@ def chance(x: np.ndarray, y: np.ndarray) -> float:
     """
     one, other = unit_rows(x), unit_rows(y)
     variance = ((one @ one.T) * (other @ other.T)).sum() / len(x) ** 2 / (x.shape[1] - 1)
-    return float(1.96 * np.sqrt(variance))
+    return float(min(1.0, 1.96 * np.sqrt(variance)))  # few columns: a correlation is at most 1
 
 
 def unit_rows(values: np.ndarray) -> np.ndarray:

@@ -206,7 +206,7 @@ def _told(found: Curve, point: CurvePoint) -> str:
     change, control = (_plus_minus(interval, factor, unit) for interval in (point.change, point.control))
     done = {"removal": "Removing", "correction": "Checking and correcting"}[found.treatment]
     verb = "raises" if point.change.value > 0 else "lowers"
-    change = f"{verb} {point.measurement} by {change.removeprefix('-')}"
+    change = f"{verb} {point.measurement} by {change.removeprefix('−')}"
     if point.change.value == 0:
         change = f"leaves {point.measurement} as it is"
     what = {"removal": "", "correction": f", of which {point.changed} got another label,"}[found.treatment]
@@ -250,4 +250,5 @@ def _percent(share: float) -> str:
 
 def _number(value: float) -> str:
     """Return a number with two decimals, or with three digits where it is small or large."""
-    return f"{value:.2f}" if 0.1 <= abs(value) < 100 else f"{value:.3g}"
+    told = f"{abs(value):.2f}" if 0.1 <= abs(value) < 100 else f"{abs(value):.3g}"
+    return f"−{told}" if value < 0 else told
