@@ -147,6 +147,8 @@ def test_near_misses_are_named(call, audited, table, tmp_path: Path) -> None:
 
 def test_what_is_near_and_what_is_not(tmp_path: Path) -> None:
     assert did_you_mean("x", ["completely", "different"]) == "" and did_you_mean("a", []) == ""
+    assert did_you_mean("mails_nope.csv", ["small.csv", "five.csv"]) == "", "all they share is the ending"
+    assert did_you_mean("smal.csv", ["small.csv", "five.csv"]) == "Did you mean 'small.csv'?"
     assert did_you_mean("ALPHA", ["alpha", "Alpha"]) == "Did you mean 'alpha'?"
     assert check_the_path(tmp_path / "nothing" / "like" / "it") == "There is no folder 'nothing'. Check the path."
     (tmp_path / ".nothingg").touch()

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from whence.data import ReadOptions, read
-from whence.errors import DataError
+from whence.errors import ConfigError, DataError
 
 Write = Callable[[str, "str | bytes"], Path]
 MAILS = "text,label\nsee you at noon,ham\nyou won a big prize,spam\n"
@@ -71,7 +71,9 @@ def test_cell_of_ten_megabytes(write: Write) -> None:
         ("e.csv", b"a,label\n1,x\n2,y,3\n", r"well-formed table, got: Expected 2 fields in line 3, saw 3\. Repair"),
         ("e.csv", b'a,label\n1,"x\n2,y\n', r"well-formed table, got: EOF inside string starting at row 1"),
         ("e.csv", b"a,a,label\n1,2,x\n", r"unique column names, got a more than once"),
-        ("e.csv", b"a,label\n\xe9t\xe9,x\n", r"must be UTF-8, got byte 0xe9 at position 8 \(line 2\)"),
+        ("e.csv", b"a,label\n\xe9t\x81,x\n", r"must be UTF-8, got byte 0xe9 at position 8 \(line 2\)"),
+        ("e.csv", "é,label\nß\n".encode() + b"\xe9,x\n", r"got byte 0xe9 at position 12 \(line 3\)\. Save it as"),
+        ("e.jsonl", b'{"a": "\xe9", "label": "x"}\n', r"must be UTF-8, got byte 0xe9 at position 7"),
         ("e.csv", b"\xef\xbb\xbfa,label\nu\xff,x\n", r"got byte 0xff at position 12 \(line 2\)"),
         ("e.csv", "a,label\n1,x\n".encode("utf-16"), r"must be UTF-8, got UTF-16"),
         ("e.csv", "a,label\n1,x\n".encode("utf-16-le"), r"must be text, got a zero byte at position 1"),
@@ -182,3 +184,22 @@ def test_pandas_index_in_parquet_is_a_row_number_not_a_feature(tmp_path: Path) -
     frame.to_parquet(tmp_path / "t.parquet")
     data = read(tmp_path / "t.parquet")
     assert isinstance(data.content, pd.DataFrame) and list(data.content.columns) == ["x"]
+
+
+def test_western_files_are_read_with_a_note_and_any_encoding_by_name(tmp_path: Path) -> None:
+    text = "Größe,Preis,label\n" + "".join(f"{i * 1.5},{i % 3} €,{'grün' if i % 2 else 'blau'}\n" for i in range(20))
+    (tmp_path / "t.csv").write_bytes(text.encode("cp1252"))
+    data = read(tmp_path / "t.csv", ReadOptions(label="label"))
+    assert data.classes == ("blau", "grün") and list(data.content) == ["Größe", "Preis"]
+    assert "encoding: Windows-1252, as the file is not UTF-8 (--encoding names another)" in data.notes
+    by_name = read(tmp_path / "t.csv", ReadOptions(label="label", encoding="cp1252"))
+    assert by_name.fingerprint == data.fingerprint and not any("encoding" in note for note in by_name.notes)
+    for encoding in ("utf-16", "utf-16-le", "utf-8-sig", "mac-roman"):
+        (tmp_path / "u.csv").write_bytes(text.encode(encoding))
+        found = read(tmp_path / "u.csv", ReadOptions(label="label", encoding=encoding))
+        assert found.fingerprint == data.fingerprint
+    with pytest.raises(DataError, match=r"must be ascii, got byte 0xf6 at position 2 \(line 1\)\. Name another --enc"):
+        read(tmp_path / "t.csv", ReadOptions(label="label", encoding="ascii"))
+    for encoding in ("nonsense", "rot13", ""):
+        with pytest.raises(ConfigError, match="encoding must be one that Python knows"):
+            ReadOptions(encoding=encoding)

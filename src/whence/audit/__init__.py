@@ -8,7 +8,7 @@ from whence.audit.cleansing import CleanseSettings, cleanse_run
 from whence.audit.comparison import CompareSettings, compare_data
 from whence.audit.evaluation import EvaluateSettings, evaluate_run
 from whence.audit.explain import Query, explain
-from whence.audit.folder import Run, open_run, reload_data, reload_task, write_run
+from whence.audit.folder import Run, check_decisions, open_run, reload_data, reload_task, write_run
 from whence.audit.job import METHODS, Audit, UserModel, audit, train_rows_of
 from whence.audit.learning import LearningSettings, learn_run
 from whence.audit.mismatch import MismatchSettings, mismatch_data
@@ -41,6 +41,7 @@ __all__ = [
     "WordsSettings",
     "attack_data",
     "audit",
+    "check_decisions",
     "check_output",
     "clean",
     "cleanse_run",

@@ -32,6 +32,7 @@ class Finished:
         logits: What the model gives for every row [N, C].
         held_out: Accuracy on rows that were not trained on, where it was measured.
         opinion: Whether the embedded default judged with the user's model, which sees no wrong label.
+        second: What a second model that judges with the first has not seen, if there is one.
         suspects: As `find_label_errors` returns it.
         seconds: Times of the stages.
     """
@@ -45,6 +46,14 @@ class Finished:
     suspects: pd.DataFrame
     seconds: SecondsCard
     opinion: bool = False
+    second: str = ""
+
+    @property
+    def judge(self) -> str:
+        """Who judges where the model fits every label."""
+        if self.second:
+            return f"The list can be right all the same: it rests on a second model as well, {self.second}."
+        return "The list comes from this model alone: read its first rows with care."
 
 
 def run_card(found: Finished, version: str) -> RunCard:
@@ -124,9 +133,9 @@ def _notices_of_fit(found: Finished, fitted: float) -> list[Notice]:
     elif fitted >= 0.995 and (held_out is None or held_out < fitted - 0.03):
         notices.append(
             Notice(
-                title="The model has memorised the labels.",
-                text=f"It gives {fitted:.1%} of its training rows their given label, wrong ones included, so its loss "
-                "says little. Self-influence and neighbours still separate; out-of-sample predictions would be better.",
+                title="The model fits every label, wrong ones included.",
+                text=f"It gives {fitted:.1%} of its training rows their given label, so its own loss says little of "
+                f"them. {found.judge}",
             )
         )
     if diagnosis.get("gradient_norm", 0.0) > _FAR_FROM_STATIONARY:

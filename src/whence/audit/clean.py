@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -27,18 +28,21 @@ def clean(
     least_suspicion: float | None = None,
     force: bool = False,
 ) -> dict[str, int]:
-    """Write the audited data, reduced or corrected; columns, cells and types stay the user's own.
+    """Write the audited data, reduced or corrected; what does not change stays the user's own, byte for byte in text.
+
+    Rows without a label were not judged: they are written as they are.
 
     Args:
         run: An audit.
         data: The data that was audited.
-        out: New file: .csv, .csv.gz, .parquet, .jsonl (tables and texts) or .npz (arrays and images).
+        out: New file: .csv, .csv.gz, .tsv, .parquet, .jsonl (tables, texts, lists of image files) or .npz (arrays and
+            images); or a new folder, for a folder of images.
         action: "drop" leaves suspects out, "relabel" gives them their suggested label.
         least_suspicion: Act on rows at or above it; None for the rows that the audit called suspects.
         force: Overwrite an existing file.
 
     Returns:
-        Counts: rows written, dropped, relabelled.
+        Counts: rows written (all), dropped, relabelled, and written without a label.
 
     Raises:
         ConfigError: An unknown ending or action, or the file exists.
@@ -60,9 +64,9 @@ def clean(
         kept = ~flagged
     if not kept.any():
         raise DataError(f"at least one row must be left, got {len(data)} suspects of {len(data)} rows. Raise --above.")
-    write_rows(data, out, labels=labels, kept=kept)
-    changed = int((labels != data.labels).sum())
-    return {"written": int(kept.sum()), "dropped": int((~kept).sum()), "relabelled": changed}
+    unlabelled = write_rows(data, out, labels=labels, kept=kept)
+    changed, written = int((labels != data.labels).sum()), int(kept.sum()) + unlabelled
+    return {"written": written, "dropped": int((~kept).sum()), "relabelled": changed, "unlabelled": unlabelled}
 
 
 def check_output(data: LabelledData, out: str | Path, *, force: bool = False) -> None:
@@ -73,13 +77,13 @@ def check_output(data: LabelledData, out: str | Path, *, force: bool = False) ->
     """
     path = Path(out)
     check_ending(data, path)
-    if path.exists() and not force:
+    if path.exists() and not (force or path.is_dir()):
         raise ConfigError(f"output must be a new file, got {str(path)!r}, which exists. Pass --force to replace it.")
 
 
 def write_rows(
     data: LabelledData, out: str | Path, *, labels: np.ndarray, kept: np.ndarray, guarded: bool = False
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Write rows to a file whole or not at all, every cell but changed labels as the user had it.
 
     Args:
@@ -89,6 +93,9 @@ def write_rows(
         kept: Which rows to write [N].
         guarded: As in `whence.data.rewrite.rewrite`: no text becomes a formula in a spreadsheet.
 
+    Returns:
+        How many rows without a label, which were not judged, were written beside those that are kept.
+
     Raises:
         DataError: The file cannot be written.
     """
@@ -96,9 +103,10 @@ def write_rows(
     ending = check_ending(data, path)
     partial = path.with_name(f".{os.getpid()}.partial{ending}")
     try:
-        rewrite(data, partial, ending, labels=labels, kept=kept, guarded=guarded)
+        unlabelled = rewrite(data, partial, ending, labels=labels, kept=kept, guarded=guarded)
         os.replace(partial, path)
+        return unlabelled
     except OSError as error:
         raise DataError(f"{path} must be writable, got: {error.strerror or error}. Choose another place.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)

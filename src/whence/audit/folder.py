@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from whence.audit.decisions import FILE
 from whence.audit.job import Audit
 from whence.data import LabelledData, ReadOptions, read
 from whence.errors import RunFormatError
@@ -20,7 +22,7 @@ from whence.report import render
 from whence.tasks import Task
 from whence.tasks.defaults import restore
 
-__all__ = ["Run", "open_run", "reload_data", "reload_task", "write_run"]
+__all__ = ["Run", "check_decisions", "open_run", "reload_data", "reload_task", "write_run"]
 
 KIND = "audit"
 _SUMMARY = frozenset({"data", "model", "method"})
@@ -55,13 +57,16 @@ def write_run(audit: Audit, out: str | Path, *, source: str, options: ReadOption
         options: How it was read.
 
     Returns:
-        Path of ``report.html``.
+        Path of ``report.html``. A person's decisions about the same data, in an earlier run, come into the new one.
 
     Raises:
         RunFormatError: The folder holds something else or cannot be written; nothing is left behind.
     """
     out = Path(out)
+    check_decisions(out, audit.data)
     with staged(out) as partial:
+        if (out / FILE).is_file():
+            shutil.copy2(out / FILE, partial / FILE)
         audit.suspects.to_parquet(partial / "suspects.parquet", index=False)
         text = json.dumps(audit.summary, indent=1, allow_nan=False, ensure_ascii=False)
         (partial / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -98,6 +103,26 @@ def write_run(audit: Audit, out: str | Path, *, source: str, options: ReadOption
             },
         )
     return out / "report.html"
+
+
+def check_decisions(out: str | Path, data: LabelledData) -> None:
+    """Raise where a run about to be replaced holds a person's decisions about other data, which would be lost.
+
+    Raises:
+        RunFormatError: It does.
+    """
+    folder = Path(out)
+    if not (folder / FILE).is_file():
+        return
+    try:
+        found = read_manifest(folder, KIND)["data"]["fingerprint"]
+    except (RunFormatError, KeyError, TypeError):
+        found = None
+    if found != data.fingerprint:
+        raise RunFormatError(
+            f"output must be a folder without decisions about other data, got {str(folder)!r}, which holds {FILE}. "
+            "Choose another folder, or remove that file."
+        )
 
 
 def open_run(folder: str | Path) -> Run:

@@ -101,6 +101,7 @@ def audit(  # noqa: PLR0913 - the settings of the main job
     model: UserModel | None = None,
     reference: LabelledData | None = None,
     method: str = "ekfac",
+    layers: str = "auto",
     second_opinion: bool = True,
     seed: int = 0,
     version: str = "",
@@ -119,6 +120,8 @@ def audit(  # noqa: PLR0913 - the settings of the main job
         reference: Other rows whose labels are known to be right, for class-based influence (the suspicion does without:
             adding that influence made it worse on SMS and AG News); with an embedded default.
         method: Curvature for influence: "ekfac", "kfac", "exact", "identity".
+        layers: Which are traced: "all", "last", or "auto": all, but of the embedded network for images the last,
+            because convolutions cost most.
         second_opinion: Whether the default may judge with a user's model; False for the user's model alone.
         seed: Seed of training and of sampled labels.
         version: Version to name in the summary.
@@ -136,8 +139,10 @@ def audit(  # noqa: PLR0913 - the settings of the main job
     model none, or two where it sees no wrong label), one influence fit, and scores of the suspects.
     """
     _check(method, model, reference)
+    if layers not in ("auto", "last", "all"):
+        raise ConfigError(f"layers must be auto, last or all, got {layers!r}.")
     clock = _Clock()
-    job = _prepare(data, model, seed, on_stage)
+    job = _prepare(data, model, (layers, seed), on_stage)
     prepared = clock.lap()
     judged = _judge(job, second_opinion)
     trained = clock.lap()
@@ -152,6 +157,7 @@ def audit(  # noqa: PLR0913 - the settings of the main job
         logits=judged.logits,
         held_out=judged.held_out,
         opinion=judged.opinion is not None,
+        second="" if judged.fits is None else judged.fits.second,
         suspects=suspects,
         seconds=SecondsCard(read=prepared, train=trained, score=scored, total=prepared + trained + scored),
     )
@@ -178,13 +184,9 @@ class _Job:
     inputs: Any
     examples: Examples
     train_rows: np.ndarray | None
+    layers: str | None
     seed: int
     on_stage: OnStage | None
-
-    @property
-    def layers(self) -> str | None:
-        """Which layers are attributed."""
-        return None if self.default is None or self.data.kind != "image" else "last"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -209,8 +211,11 @@ def _check(method: str, model: UserModel | None, reference: LabelledData | None)
         )
 
 
-def _prepare(data: LabelledData, model: UserModel | None, seed: int, on_stage: OnStage | None) -> _Job:
-    """Return the rows as examples of the network."""
+def _prepare(
+    data: LabelledData, model: UserModel | None, settings: tuple[str, int], on_stage: OnStage | None
+) -> _Job:  # fmt: skip
+    """Return the rows as examples of the network; ``settings``: which layers, and the seed."""
+    layers, seed = settings
     default = default_for(data, seed=seed) if model is None else None
     inputs = _inputs(default, model, data)
     return _Job(
@@ -220,6 +225,7 @@ def _prepare(data: LabelledData, model: UserModel | None, seed: int, on_stage: O
         inputs=inputs,
         examples=as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids),
         train_rows=train_rows_of(data),
+        layers="last" if layers == "last" or (layers == "auto" and model is None and data.kind == "image") else None,
         seed=seed,
         on_stage=on_stage,
     )

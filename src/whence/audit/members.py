@@ -46,6 +46,12 @@ class Fits:
     trusted: np.ndarray
     seconds: float
 
+    @property
+    def second(self) -> str:
+        """What the models beside the first have not seen, in words."""
+        own = "which judges every row without having seen it" if self.judges else ""
+        return own or "which was trained without the rows that the first one doubts"
+
 
 def fit_members(
     examples: Examples,

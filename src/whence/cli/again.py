@@ -14,7 +14,7 @@ from rich.table import Table
 
 from whence.audit import AgainSettings, Run, check_output, open_run, reload_data, write_rows
 from whence.audit.bench import Bring
-from whence.cli.console import plain, print_json, terminal
+from whence.cli.console import plain, print_json, terminal, told_unlabelled
 from whence.cli.explain import new_rows
 from whence.cli.pages import write_run_page
 from whence.cli.retrain import check_places
@@ -85,12 +85,12 @@ def opening(
             "--model FILE.py:FUNC must be given again: the run used your own model, and a run never imports code."
         )
     check_model(model, opened)
+    bring = bringing(model, weights, otherwise="use another command" if trains else None)
     data = reload_data(opened, data_source)
     if out is not None:
         check_output(data, out, force=force)
         if not out.absolute().parent.is_dir():
             raise DataError(f"{out} must be writable, got: no such folder. Make it, or choose another --out.")
-    bring = bringing(model, weights, otherwise="use another command" if trains else None)
     return Opened(run=opened, data=data, bring=bring, training=training)
 
 
@@ -124,14 +124,19 @@ def finish(
     """Write file and page, and say what was found."""
     data, found = opened.data, {**found, "file": None if out is None else str(out)}
     shown = render_treated(found)
+    unlabelled = 0
     if out is not None:
         every = np.ones(len(data), dtype=bool)
-        write_rows(data, out, labels=data.labels if labels is None else labels, kept=every if kept is None else kept)
+        unlabelled = write_rows(
+            data, out, labels=data.labels if labels is None else labels, kept=every if kept is None else kept
+        )
     page = write_run_page(opened.run, found["kind"], found, shown)
     if as_json:
         print_json(found["kind"], {**found, "page": str(page)})
         return
     _print(found, page)
+    if unlabelled:
+        terminal().print(f"[dim]{told_unlabelled(unlabelled)}[/]")
 
 
 def _print(found: dict[str, Any], page: Path) -> None:

@@ -15,8 +15,8 @@ from whence import __version__
 from whence.audit import AttackRun, UserModel, attack_data
 from whence.audit.bench import Bring
 from whence.cli.console import Stages, plain, print_json, terminal
-from whence.cli.options import Data, Drop, IdColumn, Image, Label, Model, Quiet, Seed, Split, Weights
-from whence.cli.usermodel import load_user_model
+from whence.cli.options import Data, Drop, Encoding, IdColumn, Image, Label, Model, Quiet, Seed, Split, Weights
+from whence.cli.usermodel import import_function, load_user_model
 from whence.data import LabelledData, ReadOptions, read
 from whence.features import check_target, check_writable, staged, write_manifest, write_tensors
 from whence.report import render_attack
@@ -36,6 +36,7 @@ def attack_command(
     id_column: IdColumn = None,
     split: Split = None,
     drop: Drop = None,
+    encoding: Encoding = None,
     model: Model = None,
     weights: Weights = None,
     images: Annotated[int, typer.Option(help="Training rows to alter.")] = 1,
@@ -57,8 +58,11 @@ def attack_command(
     """
     check_target(out, _KIND)
     check_writable(out)
-    options = ReadOptions(label=label, image=image, id=id_column, split=split, drop=tuple(drop or ()))
+    options = ReadOptions(
+        label=label, image=image, id=id_column, split=split, drop=tuple(drop or ()), encoding=encoding
+    )
     with Stages(quiet=quiet) as stages:
+        bring = _bringing(model, weights, layers)
         stages(f"reading {plain(data, 60)}", 0)
         labelled = read(data, options)
         grey = labelled.kind == "image"
@@ -71,7 +75,7 @@ def attack_command(
             settings=AttackSettings(box=box, images=images, steps=steps, seed=seed),
         )  # fmt: skip
         found, attacked = attack_data(
-            labelled, wanted, bring=_bringing(model, weights, layers), version=__version__,
+            labelled, wanted, bring=bring, version=__version__,
             say=lambda what: _say(stages, what), on_step=_progress(stages),
         )  # fmt: skip
     with staged(out) as partial:
@@ -91,9 +95,10 @@ def _bringing(spec: str | None, weights: Path | None, layers: str) -> Bring | No
     """Return what makes the user's model; weights that are given are not trained over to attack the last layer."""
     if spec is None:
         return None
+    function = import_function(spec)
 
     def bring(rows: LabelledData) -> UserModel:
-        own = load_user_model(spec, weights, rows, train=False)
+        own = load_user_model(function, weights, rows, train=False)
         return replace(own, recipe=None) if weights is not None and layers == "last" else own
 
     return bring

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from whence.audit import clean, open_run, reload_data
-from whence.cli.console import Stages, print_json, terminal
+from whence.cli.console import Stages, print_json, terminal, told_unlabelled
 from whence.cli.options import AsJson, Quiet
 from whence.errors import ConfigError
 
@@ -18,7 +18,7 @@ __all__ = ["clean_command"]
 
 def clean_command(
     run: Annotated[Path, typer.Argument(help="Folder that whence audit wrote.")],
-    out: Annotated[Path, typer.Option(help="New file: .csv, .parquet, .jsonl, or .npz for images.")],
+    out: Annotated[Path, typer.Option(help="New file: .csv, .parquet, .jsonl, .npz; a folder for images.")],
     action: Annotated[str, typer.Option(help="drop or relabel.")] = "drop",
     above: Annotated[float | None, typer.Option(help="Act on rows of at least this suspicion.")] = None,
     data_source: Annotated[Path | None, typer.Option(help="The data, if it was moved.")] = None,
@@ -45,7 +45,8 @@ def clean_command(
     if as_json:
         print_json("clean", {"action": action, "file": str(out), **counts})
         return
-    terminal().print(
-        f"{counts['written']:,} rows written to [bold]{escape(str(out))}[/] "
-        f"({counts['dropped']:,} dropped, {counts['relabelled']:,} relabelled)."
-    )
+    what = "images" if out.is_dir() else "rows"
+    told = f"{counts['dropped']:,} dropped, {counts['relabelled']:,} relabelled"
+    terminal().print(f"{counts['written']:,} {what} written to [bold]{escape(str(out))}[/] ({told}).")
+    if counts["unlabelled"]:
+        terminal().print(f"[dim]{told_unlabelled(counts['unlabelled'])}[/]")

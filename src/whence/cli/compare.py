@@ -21,6 +21,7 @@ from whence.cli.options import (
     Cache,
     Data,
     Drop,
+    Encoding,
     IdColumn,
     Image,
     KnownErrors,
@@ -57,6 +58,7 @@ def compare_command(
     id_column: IdColumn = None,
     split: Split = None,
     drop: Drop = None,
+    encoding: Encoding = None,
     model: Model = None,
     weights: Weights = None,
     truth: Truth = None,
@@ -85,14 +87,16 @@ def compare_command(
         drawn=Draw(rows=rows, queries=queries, seed=seed), processes=processes, cache=cache or out / "cache",
     )  # fmt: skip
     options = ReadOptions(
-        label=label, text=text, image=image, id=id_column, split=split, reference=known_errors, drop=tuple(drop or ())
+        label=label, text=text, image=image, id=id_column, split=split, reference=known_errors, drop=tuple(drop or ()),
+        encoding=encoding,
     )
-    with telling(quiet, begin=lambda: _begin(out)) as watch:
+    smaller = ", ".join([f"--rows {rows // 2}", "fewer --subsets, --loo or --seeds"])
+    with telling(quiet, begin=lambda: _begin(out), smaller=smaller) as watch:
+        bring = _brings(model, weights, settings)
         watch.say(f"reading {plain(data, 60)}")
         labelled = read(data, options)
         found = compare_data(
-            labelled, settings, errors=labelled.reference, bring=_brings(model, weights, settings),
-            version=__version__, watch=watch,
+            labelled, settings, errors=labelled.reference, bring=bring, version=__version__, watch=watch,
         )  # fmt: skip
     page = _write(found, out)
     if as_json:

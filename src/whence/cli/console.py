@@ -17,7 +17,7 @@ from torch import nn
 
 from whence import __version__
 
-__all__ = ["Stages", "number", "plain", "print_json", "size", "terminal"]
+__all__ = ["Stages", "number", "plain", "print_json", "size", "terminal", "told_unlabelled"]
 
 _FORMAT = 1
 
@@ -104,6 +104,12 @@ def size(count: int) -> str:
         value /= 1000
         units.pop(0)
     return f"{value:.3g} {units[0]}"
+
+
+def told_unlabelled(count: int) -> str:
+    """Return what was done with rows without a label, which are written beside those that were judged."""
+    rows, they = ("row", "it is") if count == 1 else ("rows", "they are")
+    return f"{count:,} {rows} without a label, not judged, kept as {they}."
 
 
 def plain(text: str, width: int = 100) -> str:

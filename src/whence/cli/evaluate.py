@@ -25,6 +25,7 @@ from whence.report import render_evaluation
 __all__ = ["evaluate_command"]
 
 _PARTS = ("loo", "lds", "detection", "removal", "fix")
+_FEWEST = 4  # rows left out, or halves
 Shares = Annotated[str | None, typer.Option(help="Per cents of the rows to remove, most harmful first: 1,2,5,10.")]
 
 
@@ -58,17 +59,26 @@ def evaluate_command(
     )  # fmt: skip
     opened = open_run(run)
     _check_asked(opened, settings, known_errors, model)
-    with telling(quiet) as watch:
+    with telling(quiet, smaller=_smaller(settings)) as watch:
+        bring = bringing(model, weights, otherwise="use --known-errors alone" if settings.retrains else None)
         watch.say("reading the data")
         data = reload_data(opened, data_source)
         errors = None if known_errors is None else _errors(opened, data, known_errors, data_source)
-        bring = bringing(model, weights, otherwise="use --known-errors alone" if settings.retrains else None)
         found = evaluate_run(opened, data, settings, errors=errors, bring=bring, version=__version__, watch=watch)
     page = _write(found, opened)
     if as_json:
         print_json("evaluate", {**found, "page": str(page)})
     else:
         _print(found, page)
+
+
+def _smaller(settings: EvaluateSettings) -> str:
+    """Return what makes an evaluation cheaper, of what was asked for."""
+    ways = [f"--seeds {settings.seeds // 2}"] if settings.seeds > 1 else []
+    ways += [f"--loo {max(_FEWEST, settings.loo // 2)}"] if settings.loo and settings.loo > _FEWEST else []
+    ways += [f"--lds {max(_FEWEST, settings.lds // 2)}"] if settings.lds and settings.lds > _FEWEST else []
+    ways += ["fewer shares"] if len(settings.remove) + len(settings.fix) > 1 else []
+    return ", ".join(ways)
 
 
 def _check_asked(run: Run, settings: EvaluateSettings, known_errors: str | None, model: str | None) -> None:

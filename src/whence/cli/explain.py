@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,14 +18,20 @@ from whence.audit.features import Transform
 from whence.cli.console import Stages, number, plain, print_json, terminal
 from whence.cli.options import AsJson, Quiet
 from whence.cli.pages import check_page
-from whence.cli.usermodel import load_user_model
+from whence.cli.usermodel import import_function, load_user_model
 from whence.data import LabelledData, ReadOptions, as_examples, read_like
 from whence.data.misses import did_you_mean
+from whence.data.rewrite import rows_named
 from whence.errors import ConfigError, DataError
 from whence.methods import InfluenceAttribution, load
 from whence.report import render_explanation
 
 __all__ = ["explain_command", "new_rows"]
+
+_SAME_LABEL = (
+    "Rows of the same label harm where their content is unlike this row's, say because they look like another class: "
+    "what the model learns from them speaks against the label here."
+)
 
 
 def explain_command(
@@ -116,23 +123,37 @@ def _restore(
         raise ConfigError(
             "--model FILE.py:FUNC must be given again: the run used your own model, and a run never imports code."
         )
-    own = load_user_model(spec, weights, audited, seed=run.manifest["seed"])
+    function = import_function(spec)
+    own = load_user_model(function, weights, audited, seed=run.manifest["seed"])
     examples = as_examples((own.inputs, torch.from_numpy(audited.labels)), ids=audited.ids)
     train_rows = train_rows_of(audited)
     examples = examples if train_rows is None else examples.select(train_rows)
     attribution = load(run.folder / "attribution", own.task, examples)
     if asked is audited:
         return attribution, own.inputs, None
-    return attribution, load_user_model(spec, weights, asked, train=False).inputs, None
+    return attribution, load_user_model(function, weights, asked, train=False).inputs, None
 
 
 def _row(data: LabelledData, query: str) -> int:
     """Return the position of an id."""
     found = np.flatnonzero(data.ids.astype(str) == query)
     if len(found) == 0:
-        told = did_you_mean(query, map(str, data.ids.tolist())) or f"Ids look like {str(data.ids[0])!r}."
+        told = _elsewhere(data, query) or did_you_mean(query, map(str, data.ids.tolist()))
+        told = told or f"Ids look like {str(data.ids[0])!r}."
         raise DataError(f"--query must be an id of {data.source or 'the data'}, got {query!r}. {told}")
     return int(found[0])
+
+
+def _elsewhere(data: LabelledData, query: str) -> str:
+    """Return in which column a value stands that is no id, where it names one row: else an empty text."""
+    found = rows_named(data, query)
+    if found is None:
+        return ""
+    column, id_ = found
+    return (
+        f"It is a value of column {column!r}, of the row with id {id_!r}: ask for --query {id_}, or audit again with "
+        f"--id {shlex.quote(column)}."
+    )
 
 
 def _file_name(id_: str) -> str:
@@ -163,6 +184,9 @@ def _print(explanation: dict[str, Any], target: Path) -> None:
             if entry.get("features"):
                 table.add_row("", "", "", f"[dim]{escape(_features(entry['features']))}[/]")
         console.print(table)
+    measured = explanation["measured_label"]
+    if any(entry["label"] == measured for entry in explanation["harmful"]):
+        console.print(f"[dim]{_SAME_LABEL}[/]")
     console.print(f"page: [bold]{escape(str(target))}[/]", soft_wrap=True)
 
 

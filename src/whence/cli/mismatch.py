@@ -12,7 +12,7 @@ from rich.table import Table
 from whence import __version__
 from whence.audit import MismatchSettings, Watch, mismatch_data
 from whence.cli.console import Stages, plain, print_json, terminal
-from whence.cli.options import Data, Drop, IdColumn, Label, Quiet, Seed, Split
+from whence.cli.options import Data, Drop, Encoding, IdColumn, Label, Quiet, Seed, Split
 from whence.cli.pages import check_page
 from whence.data import ReadOptions, read
 from whence.errors import DataError
@@ -32,6 +32,7 @@ def mismatch_command(
     id_column: IdColumn = None,
     split: Split = None,
     drop: Drop = None,
+    encoding: Encoding = None,
     weight_decay: Annotated[float, typer.Option(help="Beside the mean loss; others are shown too.")] = 1e-4,
     out: Annotated[Path | None, typer.Option(help="Page to write: an .html file.")] = None,
     seed: Seed = 0,
@@ -46,7 +47,7 @@ def mismatch_command(
     settings = MismatchSettings(column=column, value=value, weight_decay=weight_decay, seed=seed)
     with Stages(quiet=quiet) as stages:
         stages(f"reading {plain(data, 60)}", 0)
-        options = ReadOptions(label=label, id=id_column, split=split, drop=tuple(drop or ()))
+        options = ReadOptions(label=label, id=id_column, split=split, drop=tuple(drop or ()), encoding=encoding)
         found = mismatch_data(read(data, options), settings, version=__version__, watch=Watch(stage=stages))
     if out is not None:
         try:

@@ -15,6 +15,7 @@ __all__ = [
     "Cache",
     "Data",
     "Drop",
+    "Encoding",
     "IdColumn",
     "Image",
     "KnownErrors",
@@ -49,6 +50,9 @@ Image = Annotated[str | None, typer.Option(help="Image column.")]
 IdColumn = Annotated[str | None, typer.Option("--id", help="Column whose values name the rows.")]
 Split = Annotated[str | None, typer.Option(help="Column that tells train from test.")]
 Drop = Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat for more.")]
+Encoding = Annotated[
+    str | None, typer.Option(help="Of text files: cp1252, utf-16, ... Else UTF-8, or Windows-1252 if it is not that.")
+]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -12,8 +12,22 @@ from rich.table import Table
 
 from whence.audit import METHODS, train_rows_of
 from whence.cli.console import Stages, plain, print_json, size, terminal
-from whence.cli.options import Data, Drop, IdColumn, Image, Label, Method, Model, Quiet, Seed, Split, Text, Weights
-from whence.cli.usermodel import load_user_model
+from whence.cli.options import (
+    Data,
+    Drop,
+    Encoding,
+    IdColumn,
+    Image,
+    Label,
+    Method,
+    Model,
+    Quiet,
+    Seed,
+    Split,
+    Text,
+    Weights,
+)
+from whence.cli.usermodel import UserFunction, import_function, load_user_model
 from whence.data import LabelledData, ReadOptions, as_examples, read
 from whence.methods import Influence, Plan, plan
 from whence.tasks.defaults import default_for
@@ -29,6 +43,7 @@ def plan_command(
     id_column: IdColumn = None,
     split: Split = None,
     drop: Drop = None,
+    encoding: Encoding = None,
     model: Model = None,
     weights: Weights = None,
     method: Method = "ekfac",
@@ -40,19 +55,22 @@ def plan_command(
 
     Example: whence plan sms.csv --label label
     """
-    options = ReadOptions(label=label, text=text, image=image, id=id_column, split=split, drop=tuple(drop or ()))
+    options = ReadOptions(
+        label=label, text=text, image=image, id=id_column, split=split, drop=tuple(drop or ()), encoding=encoding
+    )
     with Stages(quiet=quiet) as stages:
+        own = None if model is None else import_function(model)
         stages(f"reading {plain(data, 60)}", 0)
         labelled = read(data, options)
         stages("measuring a few chunks", 0)
-        planned = _plan(labelled, model, weights, method, seed)
+        planned = _plan(labelled, own, weights, method, seed)
     if as_json:
         print_json("plan", planned.as_dict())
         return
     _print(planned, method)
 
 
-def _plan(data: LabelledData, spec: str | None, weights: Path | None, method: str, seed: int) -> Plan:
+def _plan(data: LabelledData, spec: UserFunction | None, weights: Path | None, method: str, seed: int) -> Plan:
     """Return the plan for a user's model, or for the embedded default with untrained weights."""
     layers = None
     if spec is not None:

@@ -15,6 +15,8 @@ from whence.features import check_target, check_writable
 
 __all__ = ["check_places", "per_cents", "telling"]
 
+_LONG = 120  # seconds
+
 
 def check_places(out: Path | None, cache: Path | None, kind: str | None = None) -> None:
     """Raise unless the output may be written, and trainings kept, before anything is read.
@@ -35,12 +37,20 @@ def check_places(out: Path | None, cache: Path | None, kind: str | None = None) 
 
 
 @contextmanager
-def telling(quiet: bool, begin: Callable[[], None] = lambda: None) -> Iterator[Watch]:
-    """Show progress on standard error, and what retraining will cost; ``begin`` is called before it begins."""
+def telling(quiet: bool, begin: Callable[[], None] = lambda: None, smaller: str = "") -> Iterator[Watch]:
+    """Show progress on standard error, and what retraining will cost.
+
+    Args:
+        quiet: Show nothing.
+        begin: Called before retraining begins.
+        smaller: What makes it cheaper, told where it is long.
+    """
     told = terminal(stderr=True, quiet=quiet)
 
     def say(cost: RetrainingCost) -> None:
         told.print(f"retraining: {cost}")
+        if smaller and cost.seconds > _LONG:
+            told.print(f"[dim]shorter: {smaller}; Ctrl-C keeps what is done, and the same call goes on from there[/]")
         begin()
 
     with Stages(quiet=quiet) as stages:

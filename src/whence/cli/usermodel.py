@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,75 @@ from whence.features import read_tensors
 from whence.tasks import Recipe
 from whence.tasks.recipe import own_random_state
 
-__all__ = ["bringing", "check_processes", "load_user_model"]
+__all__ = ["UserFunction", "bringing", "check_processes", "import_function", "load_user_model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserFunction:
+    """A function of a user's file.
+
+    Args:
+        path: The file.
+        name: The function's name.
+        function: The function.
+    """
+
+    path: Path
+    name: str
+    function: Callable[[LabelledData], Any]
+
+    def call(self, data: LabelledData) -> Any:
+        """Call it.
+
+        Raises:
+            ConfigError: It raises anything.
+        """
+        try:
+            return self.function(data)
+        except ConfigError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise _failed(self.path, self.name, error) from error
+
+
+def import_function(spec: str) -> UserFunction:
+    """Import the user's file, before anything slow is begun.
+
+    Its folder comes first on Python's path from then on, as when Python runs the file: what lies beside it can be
+    imported at once, when the function is called, and while its model trains.
+
+    Args:
+        spec: FILE.py:FUNC.
+
+    Raises:
+        ConfigError: There is no such file or function, or the file cannot be imported.
+    """
+    file, _, name = spec.rpartition(":")
+    if not file or not name:
+        raise ConfigError(f"--model must be FILE.py:FUNC, got {spec!r}.")
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError(f"--model must name an existing Python file, got {file!r}. {check_the_path(path)}")
+    found = importlib.util.spec_from_file_location(f"whence_user_{path.stem}", path)
+    if found is None or found.loader is None:
+        raise ConfigError(f"--model must name a Python file that ends in .py, got {file!r}.")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    folder = str(path.resolve().parent)
+    sys.path[:] = [folder, *(other for other in sys.path if other != folder)]
+    try:
+        found.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise _failed(path, name, error) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        told = did_you_mean(name, vars(module)) or "It is called with the data."
+        raise ConfigError(f"{path} must define a function, got no {name!r}. {told}")
+    return UserFunction(path=path, name=name, function=function)
+
+
+def _failed(path: Path, name: str, error: BaseException) -> ConfigError:
+    return ConfigError(f"{path}:{name} must run without an error, got {type(error).__name__}: {error}.")
 
 
 def check_processes(spec: str | None, processes: int) -> None:
@@ -49,10 +118,10 @@ def bringing(
         weights: Weights to load.
         otherwise: Where the model must come with a recipe, what to do without one; else None.
     """
-    return None if spec is None else partial(_brought, spec, weights, otherwise)
+    return None if spec is None else partial(_brought, import_function(spec), weights, otherwise)
 
 
-def _brought(spec: str, weights: Path | None, otherwise: str | None, data: LabelledData) -> UserModel:
+def _brought(spec: UserFunction, weights: Path | None, otherwise: str | None, data: LabelledData) -> UserModel:
     """Return the user's model, with a recipe where it must have one."""
     found = load_user_model(spec, weights, data, train=False)
     if otherwise is not None and found.recipe is None:
@@ -64,7 +133,7 @@ def _brought(spec: str, weights: Path | None, otherwise: str | None, data: Label
 
 
 def load_user_model(
-    spec: str, weights: Path | None, data: LabelledData, *, train: bool = True, seed: int = 0
+    spec: str | UserFunction, weights: Path | None, data: LabelledData, *, train: bool = True, seed: int = 0
 ) -> UserModel:  # fmt: skip
     """Call ``FUNC(data)`` of the user's file and load weights into the model that it returns.
 
@@ -75,7 +144,7 @@ def load_user_model(
     random numbers; NumPy's are its own), so that what it builds or trains is the same when it is called again.
 
     Args:
-        spec: FILE.py:FUNC.
+        spec: FILE.py:FUNC, or what `import_function` made of it.
         weights: Weights to load, which take the place of training by a recipe.
         data: What FUNC is called with.
         train: Whether to train a model by a recipe; False leaves it untrained where only the recipe is used.
@@ -84,11 +153,10 @@ def load_user_model(
     Raises:
         ConfigError: The file, the function, its result or the weights do not fit.
     """
-    path, _, name = spec.rpartition(":")
-    if not path or not name:
-        raise ConfigError(f"--model must be FILE.py:FUNC, got {spec!r}.")
+    function = spec if isinstance(spec, UserFunction) else import_function(spec)
+    path, name = function.path, function.name
     with own_random_state(seed):
-        result = _call(Path(path), name, data)
+        result = function.call(data)
     model, inputs = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     inputs = _inputs(data) if inputs is None else inputs
     recipe = model if isinstance(model, Recipe) else None
@@ -111,28 +179,6 @@ def _made(recipe: Recipe, inputs: Any, data: LabelledData, *, train: bool, seed:
     examples = as_examples((inputs, torch.from_numpy(data.labels)), ids=data.ids)
     rows = train_rows_of(data)
     return recipe.train(examples if rows is None else examples.select(rows), seed=seed)
-
-
-def _call(path: Path, name: str, data: LabelledData) -> Any:
-    """Import the user's file and call the function."""
-    if not path.is_file():
-        raise ConfigError(f"--model must name an existing Python file, got {str(path)!r}. {check_the_path(path)}")
-    found = importlib.util.spec_from_file_location(f"whence_user_{path.stem}", path)
-    if found is None or found.loader is None:
-        raise ConfigError(f"--model must name a Python file that ends in .py, got {str(path)!r}.")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module
-    try:
-        found.loader.exec_module(module)
-        function = getattr(module, name, None)
-        if not callable(function):
-            told = did_you_mean(name, vars(module)) or "It is called with the data."
-            raise ConfigError(f"{path} must define a function, got no {name!r}. {told}")
-        return function(data)
-    except ConfigError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{path}:{name} must run without an error, got {type(error).__name__}: {error}.") from error
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

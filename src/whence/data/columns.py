@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from whence.data.notations import NOTATIONS
 from whence.data.values import as_number, is_nested, is_textual, missing_mask, quoted, to_numbers, to_texts
 from whence.errors import DataError
 
@@ -21,7 +22,10 @@ Part: TypeAlias = Literal["numeric", "categorical", "text", "image", "constant",
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"P5", b"P6")
-ID_NAME = re.compile(r"(^|[_\-. ])(id|ids|uuid|guid|key|index|idx|nbr|rownum|row|unnamed: ?\d+)$", re.IGNORECASE)
+ID_NAME = re.compile(
+    r"(^|[_\-. ])(id|ids|uuid|guid|key|index|idx|nbr|nr\.?|rownum|row|unnamed: ?\d+)$|nummer$", re.IGNORECASE
+)
+FIGURES = re.compile(r"[0-9.,:/TZ+\- ]*")  # all that numbers and dates are written with
 ROWS_TO_JUDGE = 20
 WORDS_OF_TEXT = 3.0
 CHARACTERS_OF_TEXT = 40.0
@@ -50,7 +54,8 @@ def profile(column: pd.Series[Any], name: str, folder: Path | None = None) -> Pr
     """Say what a column is.
 
     A column is *numeric* if every present value is a number (up to 5 % strays of at most three
-    different spellings become missing, with a note), *image* if it holds image files that exist in
+    different spellings become missing, with a note), also with a decimal comma or commas between thousands,
+    or a date (then days since 1970-01-01; each with a note), *image* if it holds image files that exist in
     ``folder``, encoded images or arrays, *text* if its strings average at least 3 words, or 40
     characters, and rarely repeat, else *categorical*. A unique string per row and a row number are
     *identifiers*.
@@ -118,18 +123,38 @@ def _is_image(value: Any, folder: Path | None) -> bool:
 
 
 def _with_strays(distinct: pd.Series[Any], missing: Array, codes: Array, name: str) -> tuple[Array | None, str | None]:
-    """A column of numbers with a few strays ("unknown"): those become missing, and a note names them."""
+    """A column of numbers with a few strays ("unknown"), which become missing, or in another notation; with a note."""
     cells = distinct.to_numpy(dtype=object)
     if not all(isinstance(value, (str, int, float)) for value in cells[~missing]):
         return None, None  # dates, bytes and the like are no strays
     numbers = np.array([as_number(value) for value in cells], dtype=np.float64)
+    note = _strays(numbers, cells, missing, codes)
+    if note is not None:
+        return numbers, f"column {name}: {note}"
+    if not all(isinstance(value, str) for value in cells[~missing]):
+        return None, None
+    texts = ["" if gone else value.strip() for value, gone in zip(cells.tolist(), missing.tolist(), strict=True)]
+    if sum(not FIGURES.fullmatch(text) for text in texts[:ROWS_TO_JUDGE]) > STRAY_TOKENS:
+        return None, None
+    for notation in NOTATIONS:
+        numbers = notation.values(texts)
+        note = _strays(numbers, cells, missing, codes)
+        if note is not None:
+            example = next(text for text, number in zip(texts, numbers, strict=True) if not np.isnan(number))
+            told = f"column {name}: {example!r} and the like read as {notation.name}"
+            return numbers, f"{told}; {note}" if note else told
+    return None, None
+
+
+def _strays(numbers: Array, cells: Array, missing: Array, codes: Array) -> str | None:
+    """What becomes missing where nearly all cells are numbers ("" if nothing does), or None where fewer are."""
     stray = np.isnan(numbers) & ~missing
     tokens = sorted({str(value) for value in cells[stray]})
     count, present = int(stray[codes].sum()), int((~missing[codes]).sum())
     if count > STRAY_SHARE * present or len(tokens) > STRAY_TOKENS or len(np.unique(numbers[~np.isnan(numbers)])) < 5:
-        return None, None
+        return None
     shown = quoted((repr(token) for token in tokens), limit=STRAY_TOKENS)
-    return numbers, f"column {name}: {count} values that are not numbers taken as missing ({shown})"
+    return f"{count} values that are not numbers taken as missing ({shown})" if count else ""
 
 
 def _numeric(name: str, numbers: Array, note: str | None) -> ProfiledColumn:

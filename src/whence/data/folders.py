@@ -52,6 +52,7 @@ def read_image_folder(path: Path, options: ReadOptions) -> LabelledData:
     loose = sum(len(part) <= depth + 1 for part in parts)
     names = pd.Series([parts[row][depth] for row in rows], dtype=object)
     targets = parse_labels(names, "folder")
+    rows = [row for row, kept in zip(rows, targets.kept.tolist(), strict=True) if kept]
     sources = [ImageSource(name=str(path / files[row]), file=path / files[row]) for row in rows]
     images, notes = decode_images(sources, options.size)
     if others:

@@ -25,7 +25,7 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 LABEL_NAMES = (("label", "labels", "target", "class"), ("y", "category"))  # the second only without the first
 TRUE = frozenset({"1", "true", "yes", "y", "t"})
 FALSE = frozenset({"0", "false", "no", "n", "f", ""})
-MANY_CATEGORIES = 1000
+MANY_CATEGORIES = 100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -36,6 +36,7 @@ class LabelledData:
         source: where the rows came from.
         label_name: name of the column or array that held the labels.
         notes: what the reader decided, one sentence each.
+        encoding: of a text file, where the user named it.
 
     Raises:
         DataError: lengths, shapes or ids that contradict each other.
@@ -58,6 +59,7 @@ class LabelledData:
     source: str = ""
     label_name: str = "label"
     notes: tuple[str, ...] = ()
+    encoding: str | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.ids)

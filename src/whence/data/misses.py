@@ -13,6 +13,7 @@ __all__ = ["check_the_path", "did_you_mean"]
 
 _LOOKED_AT = 10_000  # names; comparing more takes longer than a person waits for an error
 _NAMED = 3
+_NEAR = 0.7  # of 1: share of characters in common
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -28,8 +29,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     names = list(dict.fromkeys(itertools.islice(known, _LOOKED_AT)))
     folded = {each.casefold(): each for each in reversed(names)}
-    near = difflib.get_close_matches(name.casefold(), folded, n=_NAMED, cutoff=0.6)
+    asked = name.casefold()
+    near = [each for each in difflib.get_close_matches(asked, folded, n=_NAMED, cutoff=_NEAR) if _is_near(asked, each)]
     return f"Did you mean {' or '.join(repr(folded[each]) for each in near)}?" if near else ""
+
+
+def _is_near(name: str, other: str) -> bool:
+    """Whether two names are near without the ending that they share, which says nothing of what was meant."""
+    stem, ending = os.path.splitext(name)
+    if not ending or not other.endswith(ending):
+        return True
+    return difflib.SequenceMatcher(None, other.removesuffix(ending), stem).ratio() >= _NEAR
 
 
 def check_the_path(path: Path) -> str:

@@ -34,7 +34,8 @@ def read_like(path: str | Path, source: str | Path, options: ReadOptions, label:
 
     Cost: reads both files.
     """
-    frame, known = read_table(Path(path)), read_table(Path(source))
+    encoding = options.encoding
+    frame, known = read_table(Path(path), encoding), read_table(Path(source), encoding)
     if frame is None or known is None:
         return read(path, options), True
     missing = [str(name) for name in known.columns if name not in frame.columns and str(name) != label]

@@ -19,16 +19,16 @@ from whence.data.options import ReadOptions
 from whence.data.tables import read_csv, read_jsonl, read_parquet
 from whence.errors import DataError
 
-__all__ = ["ReadOptions", "from_arrays", "from_frame", "read"]
+__all__ = ["ReadOptions", "ending_of", "from_arrays", "from_frame", "read", "read_table"]
 
-TableReader: TypeAlias = "Callable[[Path], tuple[pd.DataFrame, tuple[str, ...]]]"
+TableReader: TypeAlias = "Callable[[Path, str | None], tuple[pd.DataFrame, tuple[str, ...]]]"
 
 TABLES: dict[str, TableReader] = {
-    ".csv": lambda path: read_csv(path, None),
-    ".tsv": lambda path: read_csv(path, "\t"),
+    ".csv": lambda path, encoding: read_csv(path, None, encoding),
+    ".tsv": lambda path, encoding: read_csv(path, "\t", encoding),
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
-    ".parquet": read_parquet,
+    ".parquet": lambda path, _: read_parquet(path),
 }
 PACKED = (".gz", ".xz", ".bz2")
 SUPPORTED = (
@@ -80,29 +80,33 @@ def read(path: str | Path, options: ReadOptions | None = None) -> LabelledData:
         raise DataError(f"{path} must be a file or a folder, got something else. Check the path.")
     if size == 0:
         raise DataError(f"{path} must not be empty, got 0 bytes. Choose another file.")
-    ending = _ending(path)
+    ending = ending_of(path)
     if ending == ".npz":
         return read_npz(path, options)
     if ending not in TABLES:
         raise DataError(f"{path} must be one of {SUPPORTED}, got {path.suffix or 'no ending'!r}. Convert or rename it.")
-    frame, notes = TABLES[ending](path)
+    frame, notes = TABLES[ending](path, options.encoding)
     data = from_frame(frame, options, source=str(path), folder=path.parent)
-    return replace(data, notes=(*notes, *data.notes))
+    return replace(data, notes=(*notes, *data.notes), encoding=options.encoding)
 
 
-def read_table(path: Path) -> pd.DataFrame | None:
+def read_table(path: Path, encoding: str | None = None) -> pd.DataFrame | None:
     """Return a table file as a frame, or None for another format.
+
+    Args:
+        path: The file.
+        encoding: Of a text file, as in `ReadOptions`.
 
     Raises:
         DataError: The file is missing or cannot be parsed.
     """
     if not path.is_file():
         raise DataError(f"{path} must exist, got no such file. {check_the_path(path)}")
-    reader = TABLES.get(_ending(path))
-    return None if reader is None else reader(path)[0]
+    reader = TABLES.get(ending_of(path))
+    return None if reader is None else reader(path, encoding)[0]
 
 
-def _ending(path: Path) -> str:
+def ending_of(path: Path) -> str:
     """The ending that tells the format, without that of a compression (only text formats may have one)."""
     last = path.suffix.lower()
     if last not in PACKED:

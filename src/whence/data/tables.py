@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import io
 import json
-import lzma
-import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from whence.data.textfiles import read_text
 from whence.data.values import repaired
 from whence.errors import DataError
 
-__all__ = ["read_csv", "read_jsonl", "read_parquet"]
-
-LARGEST_UNPACKED = 8 * 2**30
-BLOCK = 1 << 22
-DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)
+__all__ = ["read_csv", "read_jsonl", "read_parquet", "separator_of"]
 
 
-def read_csv(path: Path, separator: str | None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def read_csv(
+    path: Path, separator: str | None, encoding: str | None = None
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read a table of text cells with a header line.
 
     Every cell stays text as it is in the file (nothing is parsed as missing), so "NA" survives in text.
@@ -34,24 +29,25 @@ def read_csv(path: Path, separator: str | None) -> tuple[pd.DataFrame, tuple[str
     Args:
         path: .csv or .tsv, plain or compressed (.gz, .xz, .bz2).
         separator: one character, or None to take "," unless only ";" or a tab is in the header.
+        encoding: as Python names it; None for UTF-8, or Windows-1252 where the file is not UTF-8 (then a note).
 
     Returns:
         The table and notes.
 
     Raises:
-        DataError: unreadable, damaged or empty file, not UTF-8 (the byte position is named), a row with
+        DataError: unreadable, damaged or empty file, another encoding (the byte position is named), a row with
             too many fields, an unclosed quote, a repeated column name.
 
     Cost: one pass; about three times the file's unpacked size in memory.
     """
-    text = _text(path)
-    notes: tuple[str, ...] = ()
+    file = read_text(path, encoding, detect=True)
+    notes = () if file.note is None else (file.note,)
     if separator is None:
-        separator = _separator(text)
-        notes = () if separator == "," else (f"fields are separated by {separator!r}",)
+        separator = separator_of(file.text)
+        notes = notes if separator == "," else (*notes, f"fields are separated by {separator!r}")
     try:
         cells = pd.read_csv(
-            io.StringIO(text),
+            io.StringIO(file.text),
             sep=separator,
             header=None,
             dtype=str,
@@ -75,11 +71,12 @@ def read_csv(path: Path, separator: str | None) -> tuple[pd.DataFrame, tuple[str
     return frame, notes
 
 
-def read_jsonl(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def read_jsonl(path: Path, encoding: str | None = None) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read one JSON object per line; a key that a line lacks is missing in that row.
 
     Args:
         path: .jsonl, plain or compressed.
+        encoding: as Python names it; None for UTF-8.
 
     Returns:
         The table (object columns) and notes, among them how many rows lack a key.
@@ -91,7 +88,7 @@ def read_jsonl(path: Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """
     rows: list[dict[str, Any]] = []
     columns: dict[str, None] = {}
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, encoding).text.split("\n"), start=1):
         if not line.strip():
             continue
         row = _json_object(line, path, number)
@@ -163,53 +160,7 @@ def _json_object(line: str, path: Path, number: int) -> dict[str, Any]:
     return row
 
 
-def _text(path: Path) -> str:
-    """The whole file as text: unpacked, UTF-8, without a byte order mark."""
-    raw = _unpacked(path)
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path} must be UTF-8, got UTF-16. Save it as UTF-8.")
-    if not raw.strip(b"\xef\xbb\xbf \t\r\n"):
-        raise _empty(path)
-    zero = raw.find(b"\0")
-    if zero >= 0:
-        raise DataError(f"{path} must be text, got a zero byte at position {zero}. Save it as UTF-8 text.")
-    try:
-        return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-    except UnicodeDecodeError as error:
-        shift = 3 if raw.startswith(b"\xef\xbb\xbf") else 0
-        line = raw.count(b"\n", 0, error.start + shift) + 1
-        raise DataError(
-            f"{path} must be UTF-8, got byte 0x{raw[error.start + shift]:02x} at position {error.start + shift} "
-            f"(line {line}). Save it as UTF-8."
-        ) from error
-
-
-def _unpacked(path: Path) -> bytes:
-    """All bytes of a file, decompressed by its ending, up to a limit that a bomb does not pass."""
-    openers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-    opener = openers.get(path.suffix.lower())
-    blocks: list[bytes] = []
-    total = 0
-    try:
-        stream: IO[bytes]
-        with opener(path, "rb") if opener else path.open("rb") as stream:  # type: ignore[operator]
-            while block := stream.read(BLOCK):
-                blocks.append(block)
-                total += len(block)
-                if total > LARGEST_UNPACKED:
-                    raise DataError(
-                        f"{path} must unpack to at most {LARGEST_UNPACKED >> 30} GiB, got more. Save it as parquet."
-                    )
-    except PermissionError as error:
-        raise DataError(f"{path} must be readable, got permission denied. Change its permissions.") from error
-    except DAMAGED as error:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        what = "a whole compressed file" if opener else "readable"
-        raise DataError(f"{path} must be {what}, got: {reason}. Copy or download it again.") from error
-    return b"".join(blocks)
-
-
-def _separator(text: str) -> str:
+def separator_of(text: str) -> str:
     """The separator of the header line: a comma, unless only a semicolon or a tab is there."""
     head = text[:1_000_000].lstrip("\r\n")
     line = head.replace("\r", "\n").partition("\n")[0]

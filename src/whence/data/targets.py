@@ -58,6 +58,7 @@ def parse_labels(values: pd.Series[Any], name: str) -> Targets:
     numbers = _numbers(present)
     names = _class_texts(present, numbers)
     distinct = sorted(set(names))
+    notes += _merged_note(present)
     _refuse_continuous(numbers, len(distinct), len(names), name)
     if len(distinct) > MAX_CLASSES:
         raise DataError(
@@ -89,6 +90,17 @@ def _missing_note(count: int, rows: int, name: str) -> str:
             "one (empty, '?', 'NA', 'nan' and the like count as none). Remove these rows, or choose another column."
         )
     return f"{count} rows without a label left out"
+
+
+def _merged_note(present: pd.Series[Any]) -> list[str]:
+    """The note for labels that differ by white space around them alone."""
+    spellings = {value for value in present.tolist() if isinstance(value, str)}
+    around = sorted(value for value in spellings if value != value.strip() and value.strip() in spellings)
+    if not around:
+        return []
+    rows = int(present.isin(around).sum())
+    shown = quoted((f"{value!r} is {value.strip()!r}" for value in around), limit=3)
+    return [f"{rows} rows with spaces around their label merged ({shown})"]
 
 
 def _numbers(present: pd.Series[Any]) -> Array | None:

@@ -15,6 +15,7 @@ __all__ = [
     "MISSING",
     "as_number",
     "is_nested",
+    "is_number",
     "is_textual",
     "missing_mask",
     "quoted",
@@ -27,6 +28,7 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 Column: TypeAlias = "pd.Series[Any]"
 
 NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity)", re.IGNORECASE)
+DECIMAL_COMMA = re.compile(r"[+-]?([0-9]{1,3}(\.[0-9]{3})+|[0-9]*),[0-9]+")
 MISSING = frozenset({"", "?", "NA", "N/A", "n/a", "nan", "NaN", "NAN", "null", "NULL", "<NA>", "#N/A"})
 
 
@@ -88,6 +90,16 @@ def as_number(value: Any) -> float:
         except OverflowError:
             return math.inf if value > 0 else -math.inf
     return math.nan
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number, be it with a decimal comma.
+
+    Example:
+        >>> is_number("-16,19"), is_number("-1e3"), is_number("-1+2")
+        (True, True, False)
+    """
+    return not (math.isnan(as_number(text)) and DECIMAL_COMMA.fullmatch(text.strip()) is None)
 
 
 def to_texts(values: Iterable[Any]) -> list[str]:

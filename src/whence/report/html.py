@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from whence.report import formats
 from whence.report.charts import histogram
+from whence.report.notes import digest
 from whence.report.page import page_data, signal_title
 
 __all__ = ["render", "render_explanation", "whole_page"]
@@ -90,6 +91,7 @@ def whole_page(template: str, script: str, values: dict[str, Any], *, plots: boo
     )
     environment.filters |= {name: getattr(formats, name) for name in formats.__all__ if name.islower()}
     environment.filters |= {"signal_title": signal_title, "by_label": _by_label}
+    environment.filters |= {"digest": digest, "threshold": _threshold}
     scripts = {"theme": _source("theme.js"), "main": _source(script) if script else ""}
     hashes = [_hash(source) for source in scripts.values() if source]
     page = environment.get_template(template).render(
@@ -109,6 +111,14 @@ def _source(name: str) -> str:
 def _hash(source: str) -> str:
     digest = hashlib.sha256(source.encode("utf-8")).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _threshold(value: float | None) -> str:
+    """A threshold of suspicion, in [0, 1]: as many decimals as it takes to tell it from 1."""
+    places = 2
+    while value is not None and 0 < 1 - value < 0.5 * 10**-places and places < 6:
+        places += 1
+    return formats.fixed(value, places)
 
 
 def _by_label(labels: list[str], ids: list[str]) -> list[tuple[str, list[str]]]:
