@@ -24,6 +24,8 @@ CURVATURES: dict[str, Curvature] = {
     "ekfac": wh.EKFAC(),
     "ekfac-sampled": wh.EKFAC(fisher="sampled"),
     "diagonal": wh.Diagonal(),
+    "datainf": wh.DataInf(),
+    "projected": wh.Projected(),
 }
 
 
