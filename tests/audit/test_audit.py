@@ -82,9 +82,9 @@ def test_clean_counts_and_keeps_the_split(run, tmp_path: Path) -> None:
     data = reload_data(run)
     least = float(run.suspects["suspicion"][1])
     dropped = clean(run, data, tmp_path / "a.csv", least_suspicion=least)
-    assert dropped == {"written": ROWS - 2, "dropped": 2, "relabelled": 0}
+    assert dropped == {"written": ROWS - 2, "dropped": 2, "relabelled": 0, "unlabelled": 0}
     changed = clean(run, data, tmp_path / "b.parquet", action="relabel", least_suspicion=least)
-    assert changed == {"written": ROWS, "dropped": 0, "relabelled": 2}
+    assert changed == {"written": ROWS, "dropped": 0, "relabelled": 2, "unlabelled": 0}
     again = read(tmp_path / "b.parquet")
     assert again.split is not None and again.split.tolist() == data.split.tolist()
     assert [str(i) for i in np.flatnonzero(again.labels != data.labels)] == ["4", "51"]

@@ -366,11 +366,14 @@ def _user_logits(task: Task, examples: Examples, data: LabelledData) -> np.ndarr
     """Return the user's model's outputs, checked against the classes."""
     try:
         logits = predict(task, examples)
-    except (MemoryError, WhenceError):
+    except MemoryError:
         raise
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # whatever the user's code raises, or what the task says of it
+        cause = error.__cause__ or error
+        if isinstance(cause, WhenceError):
+            raise
         raise ConfigError(
-            f"model must run on its inputs, got {type(error).__name__}: {error}. "
+            f"model must run on its inputs, got {type(cause).__name__}: {cause}. "
             "Let FUNC(data) return the pair (model, inputs) that fits."
         ) from error
     if logits.ndim != 2 or logits.shape[1] != len(data.classes):
