@@ -244,7 +244,7 @@ def block_from_state(settings: dict[str, Any], tensors: Mapping[str, Tensor]) ->
         elif "inverse" in own:
             inverses[name] = DenseInverse(own["inverse"])
         else:
-            empty, sequences = int(own["empty"]), bool(own["sequences"])
+            empty, sequences = int(own["empty"]), bool(own.get("sequences", False))  # runs of before do not say
             inverses[name] = EigenInverse(
                 own["q_g"], own.get("q_a"), empty, own["grid"], own["u"], own["v"], sequences=sequences
             )
