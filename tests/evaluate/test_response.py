@@ -101,6 +101,15 @@ def test_a_small_change_is_what_influence_of_the_last_layer_says() -> None:
     torch.testing.assert_close(scale * change.detach(), asked, rtol=0.05, atol=1e-6)
 
 
+@pytest.mark.parametrize("copies", [1, 400])
+def test_a_change_that_is_small_beside_the_rows_is_solved_too(copies: int) -> None:
+    """One row among thousands: differences of the objective are lost in rounding, its gradient is not."""
+    x, y = (one.repeat_interleave(copies, 0) for one in rows())
+    task = wh.Task(network().float(), "cross_entropy")
+    for asked in ([0], [1]):
+        assert wh.last_layer_response(task, as_examples((x.float(), y)), removed=asked) is not None
+
+
 def test_nothing_changed_moves_nothing_and_order_does_not_matter() -> None:
     x, y = rows()
     task = wh.Task(network(), "cross_entropy")

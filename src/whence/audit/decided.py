@@ -22,6 +22,7 @@ from whence.evaluate.response import last_layer_response
 __all__ = ["DecidedSettings", "retrain_run"]
 
 _FEWEST = 10
+_QUERIES = 256  # scored at a time: scores of all queries and rows may not fit into memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,9 @@ def _predicted(prepared: Again, removed: np.ndarray, relabelled: np.ndarray, new
         after, by = _margins(moved, queries), "response of the last layer"
     else:
         asked = prepared.own.attribution.config.fit(task, bench.train)
-        after, by = now + _first_order(asked, removed, right, queries), "influence, first order"
+        parts = [queries.select(rows) for rows in np.array_split(np.arange(len(queries)), -(-len(queries) // _QUERIES))]
+        change = torch.cat([_first_order(asked, removed, right, part) for part in parts])
+        after, by = now + change, "influence, first order"
     return {"predicted": float(((after > 0).double() - (now > 0).double()).mean()), "predicted_by": by}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from whence.data import Examples
 from whence.errors import ConfigError, NumericalError
+from whence.methods.dense import inverse_root
 from whence.tasks import SmoothLoss, Task
 from whence.tasks.convex import lbfgs
 
@@ -21,6 +22,7 @@ __all__ = ["last_layer_response"]
 _BATCH, _BLOCK = 1024, 8192
 _CLOSE = 1e-4
 _STEPS = 2_000
+_LARGEST_ROOT = 2_000
 
 
 def last_layer_response(
@@ -50,8 +52,9 @@ def last_layer_response(
     Raises:
         ConfigError: The proximity is not positive.
 
-    Cost: a forward pass over the training examples, and a few hundred products with their last inputs [N, I], which
-    are held in memory. Nothing below the last layer moves: what only the features could unlearn is not predicted.
+    Cost: a forward pass over the training examples, and tens to hundreds of products with their last inputs [N, I],
+    which are held in memory; with up to 2,000 weights C · I their Hessian is factored once. Nothing below the last
+    layer moves: what only the features could unlearn is not predicted.
     Reference: Bae et al. (2022), eq. 11, for sets and replacements, in the last layer.
 
     Example:
@@ -117,8 +120,21 @@ class _Response:
             return value, gradient.reshape(-1).numpy()
 
         first = float(np.linalg.norm(objective(origin)[1]))
-        found = lbfgs(objective, origin, gradient_norm=gradient_norm * first, max_steps=_STEPS) if first else origin
+        found = origin
+        if first:
+            found = lbfgs(objective, origin, gradient_norm=gradient_norm * first, max_steps=_STEPS,
+                          inverse_root=self._root(start, decay))  # fmt: skip
         return torch.from_numpy(found).reshape(start.shape)
+
+    def _root(self, start: Tensor, decay: float) -> np.ndarray | None:
+        """Return a root of the inverse Hessian at Ŵ: with it a change too small for differences of values is solved."""
+        head = nn.Linear(start.shape[1], start.shape[0], bias=False, dtype=torch.float64)
+        if start.numel() > _LARGEST_ROOT:
+            return None
+        with torch.no_grad():
+            head.weight.copy_(start)
+        root = inverse_root(Task(head, self.loss), (self.rows.inputs.double(), self.rows.targets), damping=decay)
+        return None if root is None else root.cpu().numpy()
 
     def _anchor(self, start: Tensor) -> tuple[Tensor, float]:
         """Return Σ_i ∇ℓ(Ŵ x_i) x_iᵀ / N [C, I], which D takes off, and the mean Gauss–Newton eigenvalue."""
