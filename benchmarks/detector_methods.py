@@ -16,7 +16,7 @@ import whence as wh
 from detector_sets import Noisy
 from measure import memory
 from rivals import label_quality
-from whence.audit.job import SEES_NONE
+from whence.audit.job import blinded
 from whence.audit.members import fit_members
 from whence.tasks.defaults import default_for
 from whence.uses.label_errors import Members
@@ -163,11 +163,12 @@ def _own(subject: Subject) -> np.ndarray:
 
 
 def _audit_of_own(subject: Subject) -> np.ndarray:
-    """Rank as `whence audit --model` does: with its own model's say where the user's sees no wrong label."""
+    """Rank as `whence audit --model` does: with its own model's say where the user's sees hardly any wrong label."""
     with torch.no_grad(), subject.task.evaluating():
         parts = [subject.task.forward(batch).double() for batch in subject.rows.train.batches(1024)]
     logits = torch.cat(parts).numpy()
-    if estimate_noise(logits, subject.rows.labels).rate >= SEES_NONE:
+    labels = subject.rows.labels
+    if not blinded(estimate_noise(logits, labels).rate, subject.audited, labels):
         return _own(subject)
     return _ranked(subject, replace(subject.audited, logits=logits, others=(subject.audited.logits,)))
 

@@ -85,8 +85,8 @@ def _followed(found: dict[str, Any]) -> Iterable[str]:
     yield (
         "What `whence audit` makes of it, by average precision. Left to itself it trains a model of its own twice and "
         "judges by both (and by naive Bayes on texts). With a model of the user's it judged by that model alone "
-        "(`find_label_errors`); where that model sees no wrong label, because it has learned them, it now judges by "
-        "both (`whence audit --model`).\n"
+        "(`find_label_errors`); where that model sees hardly any wrong label, because it has learned them, it now "
+        "judges by both (`whence audit --model`).\n"
     )
     yield table(["", *AUDITS, "best of the others"], rows)
     yield ""

@@ -31,7 +31,7 @@ class Finished:
         attribution: Influence of the training rows.
         logits: What the model gives for every row [N, C].
         held_out: Accuracy on rows that were not trained on, where it was measured.
-        opinion: Whether the embedded default judged with the user's model, which sees no wrong label.
+        opinion: Whether the embedded default judged with the user's model, which sees hardly any wrong label.
         second: What a second model that judges with the first has not seen, if there is one.
         suspects: As `find_label_errors` returns it.
         seconds: Times of the stages.
@@ -125,7 +125,7 @@ def _notices_of_fit(found: Finished, fitted: float) -> list[Notice]:
     if found.opinion:
         notices.append(
             Notice(
-                title="The model sees no wrong label: none is wrong, or it has memorised them.",
+                title="The model sees hardly any wrong label: hardly any is wrong, or it has learned them.",
                 text=f"It gives {fitted:.1%} of the rows their given label. The embedded default was therefore trained "
                 "on them as well and judges with it.",
             )

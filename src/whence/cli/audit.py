@@ -59,7 +59,7 @@ def audit_command(
     weights: Weights = None,
     method: Method = "ekfac",
     second_opinion: Annotated[
-        bool, typer.Option(help="Let the embedded default judge too where your model sees no wrong label.")
+        bool, typer.Option(help="Let the embedded default judge too where your model sees hardly any wrong label.")
     ] = True,
     layers: Annotated[
         str, typer.Option(help="Layers to trace: last, all; auto: of the embedded image network the last.")
