@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from cli_samples import write_csv
 
 import whence
-from whence.cli import app, environment
+from whence.cli import app, environment, main
 from whence.data.misses import check_the_path, did_you_mean
 
 COMMANDS = {one.name: one.callback for one in app.registered_commands}
@@ -203,3 +204,15 @@ def test_the_doctor_finds_folders_that_cannot_be_written_to(call, tmp_path: Path
     shown = call("doctor", "--out", tmp_path / "locked" / "run", "--json")
     found = json.loads(shown.out)
     assert shown.code == 1 and not found["ok"] and "cannot be written" in found["problems"][0]
+
+
+def test_a_warning_is_a_note_without_a_line_of_source(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def command() -> None:
+        warnings.warn("sizes are\x1b[31m doubtful", stacklevel=1)
+
+    monkeypatch.setitem(main.__globals__, "app", lambda **_: command())
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        main()
+    shown = capsys.readouterr()
+    assert shown.err == "note: sizes are [31m doubtful\n" and shown.out == ""

@@ -12,6 +12,9 @@ import pytest
 from explorer_client import ESCAPES, HOSTILE, Answer, Client, Tags
 from PIL import Image
 
+from whence.explorer.incoming import field_name, row_of
+from whence.explorer.problems import Problem
+
 
 def multipart(fields: dict[str, str], image: bytes | None = None, name: str = "x.png") -> tuple[bytes, str]:
     """Return a form's body and its content type."""
@@ -150,3 +153,15 @@ def test_a_run_with_a_users_model_keeps_its_evidence(opens, runs) -> None:
     assert "--model" in client.get("/why").text
     assert client.get("/classes.json").json()["influence"] is None
     assert json.dumps(page)
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [("28,01", 28.01), ("1.234,5", 1234.5), ("1970-01-11", 10.0), ("11.01.1970", 10.0), ("-3e2", -300)],
+)
+def test_numbers_and_days_are_typed_as_people_write_them(opens, typed: str, value: float) -> None:
+    data = opens("tabular").site.opened.data
+    place = list(data.content.columns).index("age")
+    assert float(row_of(data, {field_name(place): typed}).content.iat[0, place]) == pytest.approx(value)
+    with pytest.raises(Problem, match="must be a number"):
+        row_of(data, {field_name(place): f"{typed} apples"})

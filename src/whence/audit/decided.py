@@ -115,7 +115,8 @@ def _judged(prepared: Again, data: LabelledData, labels: np.ndarray, kept: np.nd
     moved = int(((labels != data.labels) | ~kept)[rows].sum())
     said = prepared.said
     if moved:
-        said = (*said, f"{moved:,} of the held-out rows are measured as decided, before and after alike.")
+        said = (*said, f"{moved:,} of the decisions fall among the held-out rows: nothing is trained on them, and they "
+                "are measured as decided, before and after alike.")  # fmt: skip
     return replace(prepared, bench=replace(prepared.bench, queries=asked), said=said)
 
 

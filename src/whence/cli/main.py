@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import Any
 
 import typer
 
@@ -80,8 +82,15 @@ def _root(
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error, exit code 2 for usage and 1 otherwise."""
     errors = terminal(stderr=True)
+
+    def tell(message: Warning | str, *where: Any, **more: Any) -> None:
+        errors.print("[bold]note:[/] ", end="")
+        errors.print(plain(str(message), _LONGEST), markup=False, soft_wrap=True)
+
     try:
-        app(prog_name="whence")
+        with warnings.catch_warnings():
+            warnings.showwarning = tell  # a user of the command line needs no line of our source
+            app(prog_name="whence")
     except WhenceError as error:
         errors.print("[bold red]error:[/] ", end="")
         errors.print(plain(str(error), _LONGEST), markup=False, soft_wrap=True)

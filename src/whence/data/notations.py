@@ -13,7 +13,7 @@ import numpy as np
 
 from whence.data.values import DECIMAL_COMMA, as_number
 
-__all__ = ["NOTATIONS", "Notation"]
+__all__ = ["NOTATIONS", "Notation", "number_in"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -103,3 +103,13 @@ NOTATIONS = (
     Notation(name=f"dates (month/day/year) {_DAYS}", values=_month_first),
     Notation(name=f"dates (day/month/year) {_DAYS}", values=_day_first),
 )
+
+
+def number_in(text: str) -> float:
+    """Return one number or day as people write it, plain notation first; NaN where it is none.
+
+    A single text does not tell a comma between thousands from a decimal comma: 1,234 is 1234.
+    """
+    plain = as_number(text)
+    readings = (plain, *(float(notation.values([text])[0]) for notation in NOTATIONS))
+    return next((value for value in readings if not math.isnan(value)), math.nan)

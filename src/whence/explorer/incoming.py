@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from whence.data import LabelledData
+from whence.data.notations import number_in
 from whence.explorer.problems import Problem
 
 __all__ = ["LARGEST_IMAGE", "LARGEST_PIXELS", "LONGEST_TEXT", "field_name", "fields_of", "row_of"]
@@ -119,10 +120,7 @@ def _cell(column: pd.Series[Any], sent: Any) -> Any:
         return np.nan if number else None
     if not number:
         return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = np.inf
+    value = number_in(text)
     if not np.isfinite(value):
         raise Problem(400, "bad_request", f"column {str(column.name)[:80]!r} must be a number, got {text[:40]!r}.")
     return value
