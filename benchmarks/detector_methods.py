@@ -16,7 +16,7 @@ import whence as wh
 from detector_sets import Noisy
 from measure import memory
 from rivals import label_quality
-from whence.audit.job import blinded
+from whence.audit.blinded import blinded
 from whence.audit.members import fit_members
 from whence.tasks.defaults import default_for
 from whence.uses.label_errors import Members

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from whence.audit import UserModel, audit, clean, open_run, reload_data, reload_task, train_rows_of, write_run
-from whence.audit.job import blinded
+from whence.audit.blinded import blinded
 from whence.data import ReadOptions, read
 from whence.errors import ConfigError, DataError, RunFormatError
 from whence.uses.label_errors import Members

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from whence.audit.blinded import blinded, sees_some
 from whence.audit.cards import Finished, run_card
 from whence.audit.members import Fits, OnStage, fit_members, held_out_accuracy, predict
 from whence.curvature import EKFAC, KFAC, Curvature, Exact, Identity, Relative
@@ -23,7 +24,7 @@ from whence.tasks.defaults import Default, default_for
 from whence.uses.label_errors import Members, find_label_errors
 from whence.uses.noise_rate import estimate_noise
 
-__all__ = ["METHODS", "Audit", "UserModel", "audit", "blinded", "train_rows_of"]
+__all__ = ["METHODS", "Audit", "UserModel", "audit", "train_rows_of"]
 
 METHODS: dict[str, Curvature] = {
     "ekfac": EKFAC(),
@@ -31,9 +32,6 @@ METHODS: dict[str, Curvature] = {
     "exact": Exact(damping=Relative(0.1)),
     "identity": Identity(),
 }
-_SEES_NONE = 0.005  # estimated share of wrong labels below which a model sees none
-_SEES_FEW = 0.03  # below which it may have learned some of them: another model is asked
-_BLIND = 2.0  # times as many must the other one see, to judge with it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -266,7 +264,7 @@ def _opinion(job: _Job, logits: np.ndarray) -> Fits | None:
     rows = np.arange(len(job.data)) if job.train_rows is None else job.train_rows
     given = job.data.labels[rows]
     rate = estimate_noise(logits[rows], given).rate
-    if rate >= _SEES_FEW:
+    if sees_some(rate):
         return None
     default = default_for(job.data, seed=job.seed)
     examples = as_examples((_inputs(default, None, job.data), torch.from_numpy(job.data.labels)), ids=job.data.ids)
@@ -278,22 +276,6 @@ def _opinion(job: _Job, logits: np.ndarray) -> Fits | None:
     judges = tuple(judge[rows] for judge in fits.judges)
     other = Members(logits=fits.logits[rows], refit_logits=refit, judges=judges)
     return fits if blinded(rate, other, given) else None
-
-
-def blinded(rate: float, other: Members, labels: np.ndarray) -> bool:
-    """Return whether a model that sees this share of wrong labels has learned the others, as another model tells.
-
-    It has where it sees none, and where it sees few and the other one sees twice as many.
-
-    Args:
-        rate: What `estimate_noise` says of the model's own outputs.
-        other: Outputs of the embedded default, which does not learn wrong labels.
-        labels: Class positions [N].
-    """
-    if rate < _SEES_NONE or rate >= _SEES_FEW:
-        return rate < _SEES_NONE
-    seen = find_label_errors(other, labels=labels, evidence=0).attrs["diagnosis"]["noise_rate"]
-    return bool(seen > _BLIND * rate)
 
 
 def _attribute(job: _Job, judged: _Judged, method: str) -> InfluenceAttribution:
