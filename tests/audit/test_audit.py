@@ -49,6 +49,12 @@ def test_a_split_is_trained_on_and_every_row_is_judged(result) -> None:
     assert train_rows_of(result.data).tolist() == list(range(45))
     assert len(result.suspects) == ROWS and set(result.suspects["id"][:2]) == {"4", "51"}
     assert len(result.attribution.examples) == 45
+    trained = set(result.data.ids[:45].tolist())
+    evidence = dict(zip(result.suspects["id"], result.suspects["evidence"], strict=True))
+    for name in ("4", "51"):  # the second is held out: training rows alone can argue against it
+        assert evidence[name] and set(evidence[name]) <= trained - {name}
+    scores = result.suspects.set_index("id").loc["51", "evidence_scores"]
+    assert scores == sorted(scores) and max(scores) < 0
     assert result.summary["whence"] == "9.9" and 0 <= result.summary["model"]["held_out_accuracy"] <= 1
     json.dumps(result.summary, allow_nan=False)
     assert train_rows_of(result.data.rows(np.arange(45))) is None

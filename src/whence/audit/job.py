@@ -23,6 +23,7 @@ from whence.tasks import Recipe, Task
 from whence.tasks.defaults import Default, default_for
 from whence.uses.label_errors import Members, find_label_errors
 from whence.uses.noise_rate import estimate_noise
+from whence.uses.traced import evidence_of, put_evidence
 
 __all__ = ["METHODS", "Audit", "UserModel", "audit", "train_rows_of"]
 
@@ -32,6 +33,7 @@ METHODS: dict[str, Curvature] = {
     "exact": Exact(damping=Relative(0.1)),
     "identity": Identity(),
 }
+_TRACED, _EVIDENCE = 1_000, 5  # first rows of the list that are traced, and rows against each
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -309,7 +311,12 @@ def _suspects(
         source = torch.from_numpy(judged.logits).softmax(1)
     trusted = None if reference is None or job.default is None else _trusted(reference, job.data, job.default)
     features = _neighbour_features(job.inputs, judged.task)
-    return find_label_errors(source, data=job.data, embeddings=features, reference=trusted)
+    frame = find_label_errors(source, data=job.data, embeddings=features, reference=trusted)
+    if job.train_rows is not None:  # evidence lies among the training rows alone, for rows of all splits
+        first = frame["id"].iloc[: min(_TRACED, int(frame["is_suspect"].sum()) + 50)].to_numpy()
+        asked = job.examples.select(job.examples.rows_of(first))
+        put_evidence(frame, evidence_of(attribution, asked, _EVIDENCE))
+    return frame
 
 
 def _evidence(suspects: pd.DataFrame) -> dict[str, list[tuple[str, float]]]:

@@ -20,7 +20,7 @@ from whence.errors import ConfigError, DataError
 from whence.uses.checks import check_embeddings, check_labels, check_logits, check_probabilities
 from whence.uses.duplicates import Duplicates, find_duplicates
 from whence.uses.noise_rate import NoiseEstimate, estimate_noise
-from whence.uses.traced import Attribution, evidence_of, influence_signals, trusted_rows
+from whence.uses.traced import Attribution, evidence_of, influence_signals, put_evidence, trusted_rows
 
 __all__ = ["SIGNALS", "Members", "find_label_errors"]
 
@@ -146,9 +146,8 @@ def find_label_errors(
     frame = _ranked(ids, np.array(names, dtype=object), given, q, noise.count)
     frame = frame.assign(**signals)
     first = np.argsort(frame["rank"].to_numpy())[: min(_EVIDENCE_ROWS, noise.count + 50)]
-    found = evidence_of(attribution, first, evidence)
-    frame["evidence"] = [[other for other, _ in found.get(id_, [])] for id_ in ids.tolist()]
-    frame["evidence_scores"] = [[score for _, score in found.get(id_, [])] for id_ in ids.tolist()]
+    found = {} if attribution is None else evidence_of(attribution, attribution.examples.select(first), evidence)
+    put_evidence(frame, found)
     copies = _duplicates(data, embeddings, given, ids)
     own = dict(zip(map(str, ids.tolist()), ids.tolist(), strict=True))
     originals = [] if copies is None else [None if pd.isna(one) else own[str(one)] for one in copies.duplicate_of]

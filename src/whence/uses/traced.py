@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-import torch
+import pandas as pd
 
 from whence.data import Examples, LabelledData
 from whence.uses.checks import check_reference
 from whence.uses.class_based import class_based
 
-__all__ = ["Attribution", "evidence_of", "influence_signals", "trusted_rows"]
+__all__ = ["Attribution", "evidence_of", "influence_signals", "put_evidence", "trusted_rows"]
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -61,20 +61,30 @@ def trusted_rows(
     return own_examples.select(np.concatenate(kept))
 
 
-def evidence_of(attribution: Attribution | None, rows: Array, count: int) -> dict[Any, list[list[Any]]]:
-    """Return, for the rows at these positions, the most opposing rows as [id, score], most opposing first."""
+def evidence_of(attribution: Attribution, asked: Examples, count: int) -> dict[Any, list[list[Any]]]:
+    """Return, for every row that is asked about, the training rows that oppose it most as [id, score], by its id."""
     found: dict[Any, list[list[Any]]] = {}
-    if attribution is None or count == 0:
+    if count == 0:
         return found
-    for block in _blocks(rows, _QUERY_BLOCK):
-        scores = attribution.scores(attribution.examples.select(block))
+    columns = {id_: column for column, id_ in enumerate(attribution.examples.ids.tolist())}
+    for block in _blocks(np.arange(len(asked)), _QUERY_BLOCK):
+        scores = attribution.scores(asked.select(block))
         values = scores.values.double().cpu()
-        values[torch.arange(len(block)), torch.from_numpy(block)] = float("inf")
+        for row, query in enumerate(scores.query_ids.tolist()):
+            if query in columns:  # no row is evidence against itself
+                values[row, columns[query]] = float("inf")
         lowest, places = values.topk(min(count, values.shape[1] - 1), dim=1, largest=False)
         for query, scored, where in zip(scores.query_ids.tolist(), lowest.tolist(), places.tolist(), strict=True):
             ids = scores.ids[where].tolist()
             found[query] = [[other, score] for other, score in zip(ids, scored, strict=True) if score < 0]
     return found
+
+
+def put_evidence(frame: pd.DataFrame, found: dict[Any, list[list[Any]]]) -> None:
+    """Write evidence into ``evidence`` and ``evidence_scores`` of a frame with ``id``; [] where there is none."""
+    ids = frame["id"].tolist()
+    frame["evidence"] = [[other for other, _ in found.get(id_, [])] for id_ in ids]
+    frame["evidence_scores"] = [[score for _, score in found.get(id_, [])] for id_ in ids]
 
 
 def _blocks(rows: Array, size: int) -> Iterator[Array]:
