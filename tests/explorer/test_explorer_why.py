@@ -165,3 +165,13 @@ def test_numbers_and_days_are_typed_as_people_write_them(opens, typed: str, valu
     assert float(row_of(data, {field_name(place): typed}).content.iat[0, place]) == pytest.approx(value)
     with pytest.raises(Problem, match="must be a number"):
         row_of(data, {field_name(place): f"{typed} apples"})
+
+
+def test_what_was_typed_stays_in_the_form_that_is_refused(opens) -> None:
+    client = opens("tabular")
+    fields = {field_name(place): "x" * 3 for place in range(client.site.opened.data.content.shape[1])}
+    body, kind = multipart({**fields, field_name(0): HOSTILE})
+    answer = client.post("/why", body, content_type=kind)
+    assert answer.status == 400 and "must be a number" in answer.text and 'role="alert"' in answer.text
+    assert "xxx" in answer.text and "<script>alert" not in answer.text
+    assert client.post("/why.json", body, content_type=kind).error() == "bad_request"

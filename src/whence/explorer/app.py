@@ -25,7 +25,7 @@ from whence.explorer.queue import card_of
 from whence.explorer.render import static_files
 from whence.explorer.scatter import points
 from whence.explorer.site import Site, decide
-from whence.explorer.why import answer_page
+from whence.explorer.why import answer_page, refused_page
 
 __all__ = ["application"]
 
@@ -121,12 +121,15 @@ def _html(site: Site, page: Page) -> Handler:
 
 
 def _answered(site: Site, page: Page) -> Handler:
-    asking = _asking(site)
-
     async def answer(request: Request) -> Response:
+        status = 200
         try:
-            found = await asking(request)
-            return HTMLResponse(await run_in_threadpool(page_html, site, page, found))
+            sent, image = await _form(request)
+            try:
+                found = await run_in_threadpool(answer_page, site, sent, image)
+            except Problem as problem:  # what was typed stays in the form
+                status, found = problem.status, refused_page(site, sent, str(problem))
+            return HTMLResponse(await run_in_threadpool(page_html, site, page, found), status)
         except Exception as error:  # whatever goes wrong is a page that says so
             return _as_page(site, error)
 

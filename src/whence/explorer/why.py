@@ -11,7 +11,7 @@ from whence.explorer.incoming import LARGEST_IMAGE, LONGEST_TEXT, field_name, fi
 from whence.explorer.problems import Problem
 from whence.explorer.site import Site
 
-__all__ = ["answer_page", "why_page"]
+__all__ = ["answer_page", "refused_page", "why_page"]
 
 
 def why_page(site: Site, given: Mapping[str, str]) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def why_page(site: Site, given: Mapping[str, str]) -> dict[str, Any]:
         "height": int(shape[0]),
         "width": int(shape[1]),
         "missing": site.oracle.missing,
+        "refused": "",
         "explanation": None,
         "largest": 1.0,
     }
@@ -49,13 +50,21 @@ def answer_page(site: Site, sent: Mapping[str, Any], image: bytes | None) -> dic
     rows = row_of(site.opened.data, sent, image)
     explanation = site.oracle.explain_new(rows, labelled=False, measured=None if label is None else str(label))
     shown = [*explanation["helpful"], *explanation["harmful"]]
-    page = why_page(site, {})
-    for place, field in enumerate(page["fields"]):
-        field["value"] = str(sent.get(field_name(place), ""))
     return {
-        **page,
-        "text": str(sent.get("text", "")),
-        "label": label or "",
+        **_typed(site, sent),
         "explanation": explanation,
         "largest": max((abs(one["score"]) for one in shown), default=0.0) or 1.0,
     }
+
+
+def refused_page(site: Site, sent: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """Return the form as it was sent, with why there is no answer."""
+    return {**_typed(site, sent), "refused": reason}
+
+
+def _typed(site: Site, sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the form with what was typed into it."""
+    page = why_page(site, {})
+    for place, field in enumerate(page["fields"]):
+        field["value"] = str(sent.get(field_name(place), ""))[:LONGEST_TEXT]
+    return {**page, "text": str(sent.get("text", ""))[:LONGEST_TEXT], "label": str(sent.get("label") or "")}
