@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from whence.data import LabelledData, ReadOptions, read
@@ -37,6 +37,7 @@ PIECES = st.lists(st.sampled_from([",", ";", "\t", '"', '""', "\n", "\r\n", " ",
 
 
 @QUICK
+@example(',\n","', ",")
 @given(PIECES, st.sampled_from([",", ";", "\t"]))
 def test_records_are_those_that_pandas_reads(text: str, separator: str) -> None:
     try:

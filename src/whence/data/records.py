@@ -34,7 +34,7 @@ class Delimited:
     @cached_property
     def _field(self) -> str:
         plain = rf"[^{re.escape(self.separator)}\r\n]*+"
-        return rf'(?:"(?:[^"]++|"")*+"{plain}|{plain})'
+        return rf'(?>"(?:[^"]++|"")*+"{plain}|{plain})'  # atomic: a cell in quotes is never read as one without
 
     @cached_property
     def records(self) -> list[str]:

@@ -180,8 +180,10 @@ def train_clustering(  # noqa: PLR0913 - a training is its list of settings, as 
     Reference: Xie, Girshick & Farhadi (2016), §3. Deviations: Adam, weight decay, and frozen targets at the end.
 
     Example:
-        >>> points = torch.cat([torch.randn(20, 2) - 3, torch.randn(20, 2) + 3])
-        >>> found = train_clustering(points, encoder=nn.Linear(2, 2), clusters=2, weight_decay=0.01)
+        >>> points = torch.cat([torch.randn(20, 2) - 5, torch.randn(20, 2) + 5])
+        >>> encoder = nn.Linear(2, 2)
+        >>> _ = nn.init.eye_(encoder.weight)
+        >>> found = train_clustering(points, encoder=encoder, clusters=2, weight_decay=0.01)
         >>> len(set(found.labels[:20].tolist())), len(set(found.labels.tolist()))
         (1, 2)
     """
