@@ -61,8 +61,8 @@ class Delimited:
         return [unquoted(match.group()) for match in self._matches(self.records[0])]
 
     def _cell_at(self, place: int) -> re.Pattern[str]:
-        mark = re.escape(self.separator)
-        return re.compile(rf"(?:[ \t]*[\r\n])*(?:{self._field}{mark}){{{place}}}({self._field})")
+        mark, blank = re.escape(self.separator), " \t".replace(self.separator, "")
+        return re.compile(rf"(?:[{blank}]*[\r\n])*(?:{self._field}{mark}){{{place}}}({self._field})")
 
     def cells(self, place: int) -> list[str]:
         """Return the cells of one column, header included; a record too short for it has an empty one."""
