@@ -7,9 +7,10 @@ import codecs
 import gzip
 import lzma
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from whence.errors import DataError
 
@@ -114,13 +115,12 @@ def _undecodable(path: Path, raw: bytes, error: UnicodeDecodeError, encoding: st
 
 def _unpacked(path: Path) -> bytes:
     """All bytes of a file, decompressed by its ending, up to a limit that a bomb does not pass."""
-    openers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-    opener = openers.get(path.suffix.lower())
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+    opener = openers.get(path.suffix.lower(), open)
     blocks: list[bytes] = []
     total = 0
     try:
-        stream: IO[bytes]
-        with opener(path, "rb") if opener else path.open("rb") as stream:  # type: ignore[operator]
+        with opener(path, "rb") as stream:
             while block := stream.read(BLOCK):
                 blocks.append(block)
                 total += len(block)

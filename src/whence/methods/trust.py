@@ -29,7 +29,8 @@ def effective_parameters(curvature: Mapping[str, Any]) -> float | None:
 def doubt_of(curvature: Mapping[str, Any], count: int) -> str | None:
     """Return why the sizes of scores of N examples are not to be believed; None where nothing speaks against them.
 
-    More effective parameters than examples cannot be: the damping or the weight decay is too small for this model.
+    With more effective parameters than examples, an example fixes more than one direction of its own prediction on
+    average: removing it is no small step, and first order overshoots. Fewer of them do not prove that sizes are right.
     """
     effective = effective_parameters(curvature)
     if effective is None or effective <= count:
